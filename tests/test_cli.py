@@ -22,7 +22,7 @@ from hjepa_lib.config.pixels import RewardConfig
 from hjepa_lib.evaluation import Case
 from hjepa_lib.files import FileError, WorkbookError
 from hjepa_lib.grids.measures import latent_report
-from hjepa_lib.pixels.heads import RewardHead
+from hjepa_lib.pixels.training import RewardHead
 from hjepa_lib.runs import machine, report, workspace
 from hjepa_lib.runs import notebooks as runner
 from hjepa_lib.runs.log import MetricsLog

@@ -33,11 +33,10 @@ from hjepa_lib.grids import buffer as buffers
 from hjepa_lib.grids.models import KINDS, build_grid_model
 from hjepa_lib.grids.stages import fit_grid, grid_stages
 from hjepa_lib.models.checkpoint import load_module
-from hjepa_lib.pixels import heads, makers, models, training
+from hjepa_lib.pixels import makers, models, training
 from hjepa_lib.pixels import stages as pixelstages
 from hjepa_lib.pixels.collect import acquire, collect
 from hjepa_lib.pixels.compare import COMPARED, Row, notes
-from hjepa_lib.pixels.heads import RewardHead
 from hjepa_lib.pixels.measures import transition_errors
 from hjepa_lib.pixels.models import FILES, VJepa2, build_pixel_model, fill_model, save_model
 from hjepa_lib.pixels.networks import parameter_counts
@@ -55,6 +54,7 @@ from hjepa_lib.pixels.stages import (
     stage_of,
     train,
 )
+from hjepa_lib.pixels.training import RewardHead
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, encode_states
 from hjepa_lib.runs.keys import key
 from hjepa_lib.training.loop import Fit
@@ -338,7 +338,7 @@ def test_heads_score_every_model_alike_and_leave_it_unchanged(ws):
 
 def test_stored_heads_predict_what_was_scored(ws):
     cell, _ = load_heads(ws, "jepa", 0)
-    features = heads.encode(load_model(ws, "jepa", 0), make_transitions(ws).test)
+    features = training.encode(load_model(ws, "jepa", 0), make_transitions(ws).test)
 
     def build(meta):
         return RewardHead(from_dict(RewardConfig, meta["config"]), meta["width"])

@@ -26,10 +26,16 @@ from hjepa_lib.config import profile
 from hjepa_lib.config.pixels import AuxiliaryConfig, EpochsConfig, RewardConfig
 from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels import figures, heads, makers, stages, studies, training
+from hjepa_lib.pixels import figures, makers, stages, studies, training
 from hjepa_lib.pixels import measures as met
-from hjepa_lib.pixels.heads import HEADS, Features, RewardHead
-from hjepa_lib.pixels.losses import DinoCentring, barlow_twins, vicreg
+from hjepa_lib.pixels.training import (
+    HEADS,
+    DinoCentring,
+    Features,
+    RewardHead,
+    barlow_twins,
+    vicreg,
+)
 from hjepa_lib.pixels.transitions import Transitions
 
 
@@ -202,12 +208,12 @@ def features(rows=96, seed=0, ahead=True):
     return Features(z, a, z[:, 0] + a.mean(1), z + 1 if ahead else None)
 
 
-def trained(config=TINY, ahead=True, kinds=heads.HEADS):
+def trained(config=TINY, ahead=True, kinds=HEADS):
     """{kind: (initial weights' hash, trained head, what it predicts of held-out rewards)}."""
     train, held_out, choice = (features(seed=number, ahead=ahead) for number in range(3))
     found = {}
     for kind in kinds:
-        work = heads.fit_head(kind, train, choice, config, 0)
+        work = training.fit_head(kind, train, choice, config, 0)
         if work is not None:
             initial = fingerprint(work.module.net)
             list(work)
@@ -224,7 +230,7 @@ def first():
 def test_input_sizes_are_those_of_the_seeds():
     z, a = torch.zeros(2, 64), torch.ones(2, 32)
     features = Features(z, a, torch.zeros(2), z + 7)
-    plain, ahead, copy = (features.inputs(kind) for kind in heads.HEADS)
+    plain, ahead, copy = (features.inputs(kind) for kind in HEADS)
     assert torch.equal(plain, torch.cat([z, a], 1))
     assert torch.equal(ahead, torch.cat([z, z + 7, a], 1))
     assert torch.equal(copy, torch.cat([z, z, a], 1))
@@ -267,7 +273,7 @@ def test_features_are_encoded_once_deterministically_and_the_base_stays(monkeypa
     monkeypatch.setattr(Transitions, "__getitem__", lambda self, rows: seen.extend(rows.tolist())
                         or whole(self, rows))  # fmt: skip
     before = fingerprint(base)
-    one, two = (heads.encode(base.train(), data) for _ in range(2))
+    one, two = (training.encode(base.train(), data) for _ in range(2))
     assert seen == 2 * list(range(len(data)))
     for mine, other in zip(one, two, strict=True):
         assert torch.equal(mine, other) and not mine.requires_grad  # dropout is off (F4)
@@ -276,7 +282,7 @@ def test_features_are_encoded_once_deterministically_and_the_base_stays(monkeypa
 
 def test_without_an_imagined_latent_larp_is_not_applicable_and_nothing_crashes(first):
     second = trained(ahead=False)
-    assert set(second) == {"reward_mlp"} and set(first) == set(heads.HEADS)
+    assert set(second) == {"reward_mlp"} and set(first) == set(HEADS)
     assert first["reward_mlp"][0] == second["reward_mlp"][0]
     assert torch.equal(first["reward_mlp"][2], second["reward_mlp"][2])
     assert first["larp"][0] == first["larp_copy"][0]
@@ -299,7 +305,7 @@ def test_a_head_spends_its_budget_and_sees_batches_of_training_rows_alone():
     z, rewards = torch.randn(80, 4), torch.randn(80)
     whole = Features(z, z[:, :2], rewards, z + 1)
     parts = [whole.rows(rows) for rows in torch.arange(80).split([70, 10])]
-    work = heads.fit_head("larp", *parts, config, 0)
+    work = training.fit_head("larp", *parts, config, 0)
     *_, last = work
     assert last.update == 12
     inputs = torch.cat([z, z + 1, z[:, :2]], 1)[70:]

@@ -21,7 +21,6 @@ from hjepa_lib.models.layers import count_parameters
 from hjepa_lib.pixels import figures, models, two_stages
 from hjepa_lib.pixels.collect import acquire
 from hjepa_lib.pixels.compare import MEAN_REWARD, UNTRAINED, score
-from hjepa_lib.pixels.heads import HEADS, encode, fit_head
 from hjepa_lib.pixels.measures import Predict, transition_errors
 from hjepa_lib.pixels.networks import PatchDecoder, initialise
 from hjepa_lib.pixels.stages import (
@@ -33,7 +32,7 @@ from hjepa_lib.pixels.stages import (
     make_transitions,
     name_of,
 )
-from hjepa_lib.pixels.training import fit, in_chunks
+from hjepa_lib.pixels.training import HEADS, encode, fit, fit_head, in_chunks
 from hjepa_lib.pixels.transitions import scaled, shapes_of
 from hjepa_lib.runs.workspace import Workspace, log_row
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
@@ -51,9 +50,9 @@ def run_fit(
     ws: Workspace, name: str, number: int, module: Any, data: Any, optim: EpochsConfig,
     predict: Predict | None = None, most: int | None = None,
 ) -> Generator[Report, None, Fit]:  # fmt: skip
-    """Train `module` on (training, validation) as `{name}_s{number}`, logged; returns the fit.
+    """Train `module` on (training, validation) as `{name}_s{number}`, logged, to its best weights.
 
-    Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1).
+    Returns the fit. Of the first seed's models `predict(batch)` is drawn after each epoch (FIG-1).
     """
     stage = name_of(name, number)
     options = {"seed": ws.config.seed + number, "precision": ws.precision, "most": most}
@@ -62,6 +61,7 @@ def run_fit(
         if report.validation and predict is not None and number == 0:
             draw(ws, name, -(-report.update // work.config.validate_every), predict)
         yield report
+    work.load_best()
     return work
 
 
@@ -110,7 +110,6 @@ def make_model(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
     if name not in UNTRAINED and not (loaded and ws.config.pixels.loading.skip_training):
         optim = ws.config.pixels.optim_of(name)
         work = yield from run_fit(ws, name, number, model, parts[:2], optim, predict)
-        work.load_best()
     result = facts_of(ws, name, number, work)
     if loaded:  # other batches made these weights, alone or before
         result |= {"loaded": True, "batches_sha256": ""}
@@ -121,7 +120,6 @@ def _store(
     ws: Workspace, folder: Path, model: Any, result: dict[str, Any], predict: Predict | None,
     **base: Any,
 ) -> None:  # fmt: skip
-    """A model as it is now, frozen, and what is said of it: trained weights, errors of frames."""
     result["parameters"] = {"total": count_parameters(model)}
     models.save_model(folder, model.eval().requires_grad_(False), **base)
     if predict is not None:
@@ -170,7 +168,6 @@ def make_decoder(ws: Workspace, folder: Path, name: str, number: int) -> Iterato
     models.fit_scale(decoder, parts.train)
     decoder.to(ws.device)
     work = yield from run_fit(ws, f"decoder_{name}", number, decoder, data, config.optim, predict)
-    work.load_best()
     base = {"base": model.name, "input_dim": model.latent_dim}
     _store(ws, folder, decoder, facts_of(ws, name, number, work), predict, **base)
 
@@ -215,7 +212,6 @@ def make_stage1(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
             ws, "vjepa2_stage1", number, model, parts[:2], stage.optim, most=two_stages.HELD_OUT
         )
         facts = facts_of(ws, "vjepa2", number, work, len(parts.train))
-        work.load_best()
     models.save_model(folder, model.eval().requires_grad_(False), **facts)
     write_json(folder / two_stages.EVALUATION, two_stages.measure(ws, 1, number, model))
 
@@ -230,7 +226,6 @@ def make_stage2(ws: Workspace, folder: Path, name: str, number: int) -> Iterator
     world, windows = model.world.requires_grad_(True), two_stages.latent_windows(ws, model)
     optim = ws.config.pixels.vjepa2.stage2.optim
     work = yield from run_fit(ws, name, number, world, windows[:2], optim, most=two_stages.HELD_OUT)
-    work.load_best()
     updates = [first["updates"], work.update]
     facts = facts_of(ws, name, number, work, len(windows[0])) | {
         "parameters": {"total": sum(p.numel() for p in model.parameters())},

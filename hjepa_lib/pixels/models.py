@@ -18,8 +18,9 @@ from hjepa_lib.models import checkpoint
 from hjepa_lib.models.layers import count_parameters, full_precision, update_ema
 from hjepa_lib.pixels import networks
 from hjepa_lib.pixels.compare import UNTRAINED
-from hjepa_lib.pixels.losses import Regulariser, build_regulariser
+from hjepa_lib.pixels.measures import pick
 from hjepa_lib.pixels.networks import LatentPredictor, PatchDecoder, Sees
+from hjepa_lib.pixels.training import Regulariser, build_regulariser
 from hjepa_lib.pixels.transitions import PixelShapes, Transitions, scaled, shapes_of
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, TokenEncoder, WorldModel
 
@@ -241,8 +242,7 @@ def fit_scale(model: Any, data: Transitions, background: Tensor | None = None) -
         if hasattr(part, "background"):
             part.background.copy_(frame)
     if isinstance(getattr(model, "encoder", None), TokenEncoder):
-        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:SCALE_ROWS]
-        state = data[rows.sort().values].state
+        state = data[pick(len(data), SCALE_ROWS)].state
         model.encoder.fit(model.pixels(state.to(model.background.device)))
 
 

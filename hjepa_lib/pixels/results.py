@@ -18,8 +18,8 @@ from hjepa_lib.pixels.compare import (
     UNTRAINED,
     by_block,
 )
-from hjepa_lib.pixels.heads import HEADS
 from hjepa_lib.pixels.models import matched_counts
+from hjepa_lib.pixels.training import HEADS
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.workspace import Workspace

@@ -18,8 +18,8 @@ from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, seeds_for, student
 from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
 from hjepa_lib.pixels import results, stages, worlds
 from hjepa_lib.pixels.compare import BLOCKED, NOT_APPLICABLE, pack, ratio_of, score
-from hjepa_lib.pixels.heads import HEADS, RewardHead, encode, fit_head
 from hjepa_lib.pixels.measures import MOST, latents, pick, place_errors, rms
+from hjepa_lib.pixels.training import HEADS, RewardHead, encode, fit_head
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.keys import Stage, made_of
 from hjepa_lib.runs.report import leave_section
