@@ -161,7 +161,6 @@ def make_pair(ws: Workspace, folder: Path, n: int) -> Iterator[Report]:
 
 
 def _save(path: Path, kind: str, model: GridModel, row: dict[str, Any], **facts: Any) -> None:
-    """The model with its settings, update and validation (a logged row), and `facts`."""
     mark = "validation_"
     found = {name.removeprefix(mark): row[name] for name in row if name.startswith(mark)}
     facts |= {"update": row["step"], "loss": found.get("loss"), "validation": found}
@@ -233,7 +232,6 @@ def section(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _cost(
     ws: Workspace, kind: str, n: int, model: GridModel, sample: buffer.GridBatch
 ) -> dict[str, Any]:
-    """Parameters, memory and time."""
     fresh = build_grid_model(kind, model.config, model.size, 0).to(ws.device)
     folder = ws.run.stage_folder(f"grid_s{n}")
     spent = read_json(folder / f"{BEST.format(kind)}.json")

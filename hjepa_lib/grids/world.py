@@ -119,7 +119,6 @@ def _object_at(area: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def _move(area: np.ndarray, row: int, column: int, step: tuple[int, int]) -> None:
-    """Shift the object at a cell, unless it is background or has no room."""
     colour, old = area[row, column], _object_at(area, row, column)
     places = np.argwhere(old) + step
     if colour == BACKGROUND or (places < 0).any() or (places >= area.shape).any():

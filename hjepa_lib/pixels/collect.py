@@ -53,7 +53,6 @@ def acquire(config: PixelsConfig, seed: int) -> Transitions:
 
 
 def _accept(stored: Transitions, config: PixelsConfig) -> Transitions:
-    """A loaded data set of the right environment, if its method and shape fit."""
     seen, path, method = config.environment, config.data.path, stored.meta.get("method")
     if config.data.method == "ppo" and method != "ppo":
         raise ConfigError(

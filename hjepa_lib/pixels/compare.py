@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.statistics import NOT_ESTIMABLE, claim, over_seeds, sentence
@@ -78,8 +79,7 @@ def by_block(errors: np.ndarray, episode: np.ndarray) -> np.ndarray:
 
     A block is `BLOCK` transitions of an episode: neighbours in time resemble each other.
     """
-    first = np.flatnonzero(np.r_[True, episode[1:] != episode[:-1]])
-    place = np.arange(len(errors)) - np.repeat(first, np.diff(np.r_[first, len(errors)]))
+    place = pd.Series(episode).groupby(episode).cumcount()
     sums = np.bincount(np.cumsum(place % BLOCK == 0) - 1, errors)
     return sums * len(sums) / len(errors)
 

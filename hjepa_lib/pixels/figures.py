@@ -81,7 +81,9 @@ def horizon(comparison: Mapping[str, Any]) -> Figure:
         axis.plot(steps, values, dash, color=style.MUTED, label=label, linewidth=1)
     axis.set(xlabel="imagined steps", ylabel="px from the true position", yscale="log")
     style.decimal_ticks(axis.yaxis)
-    return _legend(figure, axis)
+    axis.grid()
+    draw.legend_beside(axis)
+    return figure
 
 
 @styled
@@ -106,7 +108,8 @@ def label_curves(rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float
         axis.set_ylim(max(-0.5, own["r2"].min() - 0.05), 1.02)
         axis.set_xlim(own["labels"].min() / 1.3, own["labels"].max() * 1.3)  # R2 may be NaN
     axes[0].set_ylabel("R2")
-    return _legend(figure, axes)
+    draw.legend(figure, axes, "outside lower center", ncols=3)
+    return figure
 
 
 @styled
@@ -118,7 +121,7 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
     figure, axes = style.panels(2, 2, 3.4, 2.3, title="One imagined future")
     time, path = np.arange(len(true)), np.concatenate([true[:1], imagined])
     for values, look in ((true, _TRUE), (path, _MODEL)):
-        draw.curve(axes[0], values[:, 0], values[:, -1 if true.shape[1] < 2 else 1], **look)
+        draw.curve(axes[0], values[:, 0], values[:, 1], **look)
         draw.curve(axes[1], time, np.linalg.norm(values, axis=1), **look)
     for values, look in ((path, _MODEL), (true[:1], _COPY)):
         draw.curve(axes[2], time, np.linalg.norm(values - true, axis=1), **look)
@@ -127,7 +130,8 @@ def world_model_predictions(true: np.ndarray, imagined: np.ndarray, action: np.n
     axes[1].set(title="Length of the latent", xlabel="step", ylabel="L2 norm")
     axes[2].set(title="Error of the roll-out", xlabel="step", ylabel="L2 distance to the truth")
     axes[3].set(title="Action embedding, first number", xlabel="step")
-    return _legend(figure, axes)
+    draw.legend(figure, axes, "outside lower center", ncols=3)
+    return figure
 
 
 @styled
@@ -150,7 +154,7 @@ def latent_maps(
     figure, axes = style.panels(2, len(latents), 1.9, 1.9, title=title)
     limits = {"vmin": colour.min(), "vmax": colour.max(), "s": 4}
     for column, (name, values) in enumerate(latents.items()):
-        different = len(np.unique(values, axis=0)) if values.shape[1] > 1 else 0
+        different = len(np.unique(values, axis=0))
         tsne = TSNE(2, perplexity=min(30.0, (len(values) - 1) / 3), random_state=0)
         methods = (2, PCA(2, random_state=0)), (LEAST_TSNE, tsne)
         for axis, (least, method) in zip(axes[column :: len(latents)], methods, strict=True):
@@ -165,14 +169,4 @@ def latent_maps(
     axes[0].set_ylabel("PCA")
     axes[len(latents)].set_ylabel("t-SNE")
     draw.colour_bar(figure, dots, axes, colour_name)
-    return figure
-
-
-def _legend(figure: Figure, axes: Any) -> Figure:
-    """Of all axes below them, of one on a grid beside it."""
-    if isinstance(axes, list):
-        draw.legend(figure, axes, "outside lower center", ncols=3)
-    else:
-        axes.grid()
-        draw.legend_beside(axes)
     return figure

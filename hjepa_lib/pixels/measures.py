@@ -202,13 +202,9 @@ def inspect(data: Transitions) -> dict[str, Any]:
 
 def gradient_norms(model: Any, batch: Any) -> dict[str, float]:
     """Gradient norm of every trained part for the loss of one batch; 0 where none arrives (F3)."""
-    trained = {
-        name: [p for p in part.parameters() if p.requires_grad]
-        for name, part in model.named_children()
-    }
-    flat = [p for part in trained.values() for p in part]
-    if not flat:
-        return {}
-    found = torch.autograd.grad(model.loss(batch)[0], flat, materialize_grads=True)
-    lengths = iter([float(one.norm()) for one in found])
-    return {name: math.hypot(*(next(lengths) for _ in p)) for name, p in trained.items() if p}
+    loss, found = model.loss(batch)[0], {}
+    for name, part in model.named_children():
+        if own := [p for p in part.parameters() if p.requires_grad]:
+            grads = torch.autograd.grad(loss, own, retain_graph=True, materialize_grads=True)
+            found[name] = math.hypot(*(float(one.norm()) for one in grads))
+    return found

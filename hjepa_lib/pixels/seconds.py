@@ -1,5 +1,4 @@
-"""The four models at equal measured seconds: trained in turn in one process, each in a run of its
-own whose updates the pace of a short training says (configs/pixel_seconds.yaml)."""
+"""The four models at equal seconds, trained in turn in one process (configs/pixel_seconds.yaml)."""
 
 import time
 from functools import partial
@@ -32,9 +31,9 @@ def score_seconds(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any
     stages.find(ws, stages.DATA)
     path = ws.run.path / "pace.json"
     if not path.is_file():  # an interrupted study goes on with its own
-        few = {name: int(settings.get("pace", 250)) for name in names}
-        spent = train_in_turn({name: _run(ws, name, few[name]) for name in names})
-        write_json(path, {name: spent[name]["seconds"] / (few[name] - 2) for name in names})
+        few = int(settings.get("pace", 250))
+        spent = train_in_turn({name: _run(ws, name, few) for name in names})
+        write_json(path, {name: spent[name]["seconds"] / (few - 2) for name in names})
     updates = {name: round(wish / one) for name, one in read_json(path).items()}
     runs = {name: _run(ws, name, updates[name]) for name in names}
     spent, rows = train_in_turn(runs), []
@@ -50,7 +49,6 @@ def _parts(name: str) -> dict[str, str]:
 
 
 def _run(ws: Workspace, name: str, updates: int) -> Workspace:
-    """The run of a model that makes `updates` in every stage of its own."""
     changes = {f"pixels.{section}.updates": updates for section in _parts(name).values()}
     here = ws.run.path
     own = f"{here.parent.name}/{here.name}.{name}.{updates}"
@@ -58,8 +56,8 @@ def _run(ws: Workspace, name: str, updates: int) -> Workspace:
 
 
 def train_in_turn(runs: dict[str, Workspace]) -> dict[str, dict[str, Any]]:
-    """Train each model in its run, `TURN` updates by turns; what each spent: `seconds`, and `flops`
-    of an update, forward and backward, of each stage."""
+    """Train each model in its run; what each spent: `seconds`, and `flops` of an update, forward
+    and backward, of each stage."""
     work, spent = {}, {}
     for name, ws in runs.items():
         stages.find(ws, stages.DATA)

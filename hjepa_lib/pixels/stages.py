@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -43,8 +43,7 @@ SHAPING: dict[str, tuple[str, ...]] = {
 
 def _make(maker: str, of: tuple[Any, ...], ws: Workspace, folder: Path) -> Any:
     """`maker` is module.function: those load stages, so they are imported when called."""
-    module, function = maker.split(".")
-    return getattr(import_module(f"hjepa_lib.pixels.{module}"), function)(ws, folder, *of)
+    return resolve_name(f"hjepa_lib.pixels.{maker}")(ws, folder, *of)
 
 
 def name_of(model: str, number: int, kind: str = "") -> str:

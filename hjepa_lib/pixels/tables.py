@@ -107,7 +107,6 @@ def grid(rows: pd.DataFrame, column: str) -> Section:
 
 
 def _by_place(label: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows, and those of each number of a position that has many."""
     yield label, rows
     for at, place in enumerate(PLACES):
         own = {name: name[: -len(f"_{at}")] for name in rows if name.endswith(f"_{at}")}

@@ -77,8 +77,7 @@ class WindEnv(gymnasium.Env):
         """One move and one gust. ValueError for an action outside 0..4."""
         if not self.action_space.contains(action):
             raise ValueError(f"action must be a whole number in 0..4, got {action!r}")
-        gust = self.np_random.normal(0, GUST, 2) * (self.np_random.random() < self.gust_share)
-        self._position = np.clip(self._position + STEP * ACTIONS[action] + gust, LOW, HIGH)
+        self._position = _move(self.gust_share, self._position, action, (), self.np_random)
         value = float(reward(self._position, self._target, self.gust_share))
         frame, info = self._seen()
         return frame, value, False, False, info
@@ -112,11 +111,11 @@ def ceilings(name: str, samples: int = 5_000) -> dict[str, float]:
     """
     if name not in _WORLDS:
         return {}
-    rng = np.random.default_rng(0)
+    rng, share = np.random.default_rng(0), _WORLDS[name]["gust_share"]
     start, target = rng.uniform(LOW, HIGH, (2, samples, 1, 1, 2))
     action = np.arange(len(ACTIONS))[None, :, None]
-    after = _move(name, start, action, (samples, len(ACTIONS), 32), rng)
-    paid = reward(after, target, _WORLDS[name]["gust_share"])
+    after = _move(share, start, action, (samples, len(ACTIONS), 32), rng)
+    paid = reward(after, target, share)
     left = paid.var(axis=2, ddof=1).mean(), paid.reshape(samples, -1).var(axis=1, ddof=1).mean()
     full, blind = (float(1 - one / paid.var()) for one in left)
     px = float(np.sqrt(after.var(axis=2, ddof=1).sum(-1).mean()))
@@ -128,22 +127,22 @@ def foresee(name: str, place: np.ndarray, action: np.ndarray) -> np.ndarray | No
     these worlds. None for another environment."""
     if name not in _WORLDS:
         return None
-    rng, found = np.random.default_rng(0), []
-    shape = len(place), WAYS if _WORLDS[name]["gust_share"] else 1
+    rng, share, found = np.random.default_rng(0), _WORLDS[name]["gust_share"], []
+    shape = len(place), WAYS if share else 1
     place = np.broadcast_to(place[:, None], (*shape, 2))
     for taken in action.T:
-        place = _move(name, place, taken[:, None], shape, rng)
+        place = _move(share, place, taken[:, None], shape, rng)
         found.append(place.mean(1))
     return np.stack(found, 1)
 
 
 def _move(
-    name: str, place: np.ndarray, action: np.ndarray, shape: tuple[int, ...],
+    gust_share: float, place: np.ndarray, action: Any, shape: tuple[int, ...],
     rng: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     """(*shape, 2) px after actions, each with a gust of its own."""
     gust = rng.normal(0, GUST, (*shape, 2))
-    gust *= rng.random((*shape, 1)) < _WORLDS[name]["gust_share"]
+    gust *= rng.random((*shape, 1)) < gust_share
     return np.clip(place + STEP * ACTIONS[action] + gust, LOW, HIGH)
 
 
