@@ -28,39 +28,51 @@ class WindowBatch(NamedTuple):
         return self.world(self.layout.to(device)).render(self.positions.to(device))
 
 
+def first_states(lengths: Tensor, length: int) -> Tensor:
+    """Numbers of the states at which windows of `length` states begin, of trajectories end to end.
+
+    WorkbookError when no trajectory has `length` states.
+    """
+    if (longest := int(lengths.max())) < length:
+        raise WorkbookError(f"no trajectory has {length} states: the longest has {longest}")
+    index = torch.arange(int(lengths.sum()))
+    return index[index + length <= lengths.cumsum(0).repeat_interleave(lengths)]
+
+
+class Groups:
+    """Members (M,) of groups (M,) in 0..G-1, each group in one piece."""
+
+    def __init__(self, members: Tensor, group: Tensor, count: int = 0) -> None:
+        self.members = members[group.argsort(stable=True)]
+        self.counts = group.bincount(minlength=count)  # (G,)
+        self._begin = self.counts.cumsum(0) - self.counts
+
+    def draw(self, group: Tensor, share: Tensor) -> Tensor:
+        """(B,) the members at these shares in [0, 1) of the groups (B,), which have some."""
+        return self.members[self._begin[group] + (share * self.counts[group]).long()]
+
+
 class Windows:
-    """All windows of `length` states of a set of trajectories."""
+    """All windows of `length` states of a set of trajectories, layout by layout."""
 
     def __init__(self, trajectories: Trajectories, length: int) -> None:
-        """WorkbookError when no trajectory has `length` states."""
         self.length, self.trajectories = length, trajectories
-        # Trajectories grouped by layout, so that the windows of one layout are one range.
-        code = trajectories.layouts().numbers()
-        self._order = code.argsort(stable=True)
-        count = (trajectories.lengths - length + 1).clamp_min(0)[self._order]
-        self._ends = count.cumsum(0)
-        self._shift = trajectories.starts[self._order] + count - self._ends  # window -> first state
-        if not len(self):
-            longest = int(trajectories.lengths.max())
-            raise WorkbookError(
-                f"no window of {length} states: the longest trajectory has {longest}"
-            )
-        # Window indices at which a new layout begins, with 0 and the total; no empty groups.
-        code = code[self._order]
-        last = torch.cat((code[1:] != code[:-1], torch.tensor([True])))
-        self._group_ends = torch.cat((torch.tensor([0]), self._ends[last])).unique()
+        first = first_states(trajectories.lengths, length)
+        code = trajectories.layouts().numbers()[trajectories.row_of(first)]
+        self._groups = Groups(first, code.unique(return_inverse=True)[1])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._groups.members)
 
     def at(self, index: Tensor) -> WindowBatch:
         """Windows number `index` (B,) int64 in [0, len)."""
-        place = torch.searchsorted(self._ends, index, right=True)
-        first = index + self._shift[place]
+        return self._from(self._groups.members[index])
+
+    def _from(self, first: Tensor) -> WindowBatch:
         states, data = first[:, None] + torch.arange(self.length), self.trajectories  # (B, T)
         parts = data.positions[states], data.actions[states[:, :-1]]
         record = data.record and data.record.take(states)
-        return WindowBatch(*parts, data.layouts(self._order[place]), data.world, record)
+        return WindowBatch(*parts, data.layouts(data.row_of(first)), data.world, record)
 
     def sample(
         self, batch: int, generator: torch.Generator, layouts_per_batch: int = 0
@@ -71,9 +83,7 @@ class Windows:
         """
         if not layouts_per_batch:
             return self.at(torch.randint(len(self), (batch,), generator=generator))
-        groups = len(self._group_ends) - 1
+        groups = len(self._groups.counts)
         chosen = torch.randperm(groups, generator=generator)[:layouts_per_batch]
-        group = chosen[torch.arange(batch) % len(chosen)]  # (B,)
-        low, high = self._group_ends[group], self._group_ends[group + 1]
         share = torch.rand(batch, generator=generator, dtype=torch.float64)
-        return self.at(low + ((high - low) * share).long())
+        return self._from(self._groups.draw(chosen[torch.arange(batch) % len(chosen)], share))

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_lib.config import DistanceConfig
+from hjepa_lib.data.windows import Groups
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.models.layers import update_ema
 from hjepa_lib.training.latents import LatentStore
@@ -122,13 +123,10 @@ class GoalSampler:
 
     def __init__(self, store: LatentStore, n_step: int, future_goals: float) -> None:
         self.store, self.n_step, self.future_goals = store, n_step, future_goals
-        self.ends = store.starts[1:][store.trajectory] - 1  # last state of each state's trajectory
-        index = torch.arange(len(store.positions))
-        self.usable = index[index < self.ends]  # states with at least one successor
+        index = torch.arange(len(store.trajectory))
+        self.usable = index[index + 1 < store.starts[1:][store.trajectory]]  # not the last states
         self.group = store.layout.numbers()  # (R,) of its trajectories
-        self.order = self.group.argsort(stable=True)
-        self.counts = self.group.bincount()
-        self.offsets = self.counts.cumsum(0) - self.counts
+        self.alike = Groups(torch.arange(len(self.group)), self.group)
 
     def sample(self, batch: int, generator: torch.Generator) -> GoalBatch:
         """`batch` triples; a pure function of the generator."""
@@ -139,12 +137,12 @@ class GoalSampler:
         def below(limit: Tensor | int) -> Tensor:  # integers in [0, limit)
             return (uniform() * limit).long()
 
-        now = self.usable[below(len(self.usable))]
-        end = self.ends[now]
+        store, now = self.store, self.usable[below(len(self.usable))]
+        row = store.trajectory[now]
+        end = store.starts[row + 1] - 1  # the last state of the trajectory
         future = now + 1 + below(end - now)
-        group = self.group[self.store.trajectory[now]]
-        other = self.order[self.offsets[group] + below(self.counts[group])]
-        distant = self.store.starts[other] + below(self.store.lengths[other])
+        other = self.alike.draw(self.group[row], uniform())
+        distant = store.starts[other] + below(store.lengths[other])
         is_future = uniform() < self.future_goals
         goal = torch.where(is_future, future, distant)
         ahead = (goal > now) & (goal <= end)  # the goal lies on the way (also by chance)

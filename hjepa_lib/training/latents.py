@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_lib.data.trajectories import Trajectories
-from hjepa_lib.files import WorkbookError
+from hjepa_lib.data.windows import first_states
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene
 from hjepa_lib.worlds.layout import Layout
@@ -50,15 +50,9 @@ class LatentStore:
         return torch.cat([self.model.encode(self.frames(piece), encoder) for piece in pieces])
 
     def windows(self, length: int) -> Tensor:
-        """First indices of all windows of `length` states; none crosses a trajectory (F6).
-
-        WorkbookError when no trajectory is so long.
-        """
+        """See `first_states`."""
         if length not in self._windows:
-            if (longest := int(self.lengths.max())) < length:
-                raise WorkbookError(f"no trajectory has {length} states: the longest has {longest}")
-            index = torch.arange(len(self.positions))
-            self._windows[length] = index[index + length <= self.starts[1:][self.trajectory]]
+            self._windows[length] = first_states(self.lengths, length)
         return self._windows[length]
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> LatentBatch:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hjepa_lib.data.windows import WindowBatch, Windows
+from hjepa_lib.data.windows import Groups, WindowBatch, Windows
 from hjepa_lib.models.layers import full_precision
 from hjepa_lib.models.level1 import Jepa
 from hjepa_lib.models.local import Scene, read_patches
@@ -177,37 +177,25 @@ class Draw:
         layout = store.trajectory[first]
         if store.data.record is None:  # else each recorded episode may have walls of its own
             layout = store.layout.numbers()[layout]
-        order = layout.argsort(stable=True)
-        self.layouts, first, layout = layout.unique(), first[order], layout[order]
+        layouts, layout = layout.unique(return_inverse=True)
         hit = stopped[first]
-        self.any = self._ranges(first, layout)
-        self.stopped = self._ranges(first[hit], layout[hit])
-
-    def _ranges(self, first: Tensor, layout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First states, layout by layout, and where those of each layout begin and end."""
-        return first, *(torch.searchsorted(layout, self.layouts, right=r) for r in (False, True))
+        self.any = Groups(first, layout)
+        self.stopped = Groups(first[hit], layout[hit], len(layouts))
 
     def sample(self, batch: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """First states (batch,), and which of the first windows' frames is each one's scene.
 
         `count` layouts, or all: layout i fills windows i, i + count, ...
         """
-        chosen = torch.randperm(len(self.layouts), generator=generator)[: count or None]
+        chosen = torch.randperm(len(self.any.counts), generator=generator)[: count or None]
         rows = torch.arange(batch)
         group = chosen[rows % len(chosen)]
         share = torch.rand(batch, generator=generator, dtype=torch.float64)
-
-        def pick(pool: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            index, low, high = pool
-            size = (high - low)[group]
-            place = (low[group] + (share * size).long()).clamp(max=max(len(index) - 1, 0))
-            return (index[place] if len(index) else place), size > 0
-
-        first, _ = pick(self.any)
-        walls, there = pick(self.stopped)
-        wanted = there & (rows // len(chosen) % 2 == 0)
+        first = self.any.draw(group, share)
+        wanted = (self.stopped.counts[group] > 0) & (rows // len(chosen) % 2 == 0)
+        first[wanted] = self.stopped.draw(group[wanted], share[wanted])
         scenes = len(chosen) * max(1, SCENES // len(chosen))
-        return torch.where(wanted, walls, first), rows % min(scenes, batch)
+        return first, rows % min(scenes, batch)
 
 
 def train_local(
