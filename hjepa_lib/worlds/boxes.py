@@ -122,24 +122,7 @@ class Graph(NamedTuple):
         return cls(nodes, torch.from_numpy(ways).float())
 
 
-@functools.lru_cache(maxsize=1024)
-def _boxes(world: type["BoxWorld"], row: tuple[int, int]) -> np.ndarray:
-    return world.boxes_of(row)
-
-
-@functools.lru_cache(maxsize=1024)
-def _picture(world: type["BoxWorld"], row: tuple[int, int]) -> Tensor:
-    """(Hpx, Wpx) uint8, 255 where a box is."""
-    _, height, width = world.frame_shape
-    down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels = torch.stack((across, down), -1).reshape(1, -1, 2).float()
-    found = inside(pixels, torch.from_numpy(_boxes(world, row))[None])
-    return found.reshape(height, width).to(torch.uint8) * 255
-
-
-@functools.lru_cache(maxsize=1024)
-def _graph(world: type["BoxWorld"], row: tuple[int, int], clearance: float) -> Graph:
-    return Graph.of(_boxes(world, row), clearance)
+_cached = functools.lru_cache(maxsize=1024)  # rows of layouts, for each world
 
 
 class BoxWorld(World):
@@ -155,6 +138,25 @@ class BoxWorld(World):
     def boxes_of(cls, row: tuple[int, int]) -> np.ndarray:
         """Boxes (M, 4) px of a layout's row, the border's included; called once a row."""
 
+    @classmethod
+    @_cached
+    def _boxes(cls, row: tuple[int, int]) -> np.ndarray:
+        return cls.boxes_of(row)
+
+    @classmethod
+    @_cached
+    def _picture(cls, row: tuple[int, int]) -> Tensor:  # (Hpx, Wpx) uint8, 255 where a box is
+        _, height, width = cls.frame_shape
+        down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        pixels = torch.stack((across, down), -1).reshape(1, -1, 2).float()
+        found = inside(pixels, torch.from_numpy(cls._boxes(row))[None])
+        return found.reshape(height, width).to(torch.uint8) * 255
+
+    @classmethod
+    @_cached
+    def _graph(cls, row: tuple[int, int], clearance: float) -> Graph:
+        return Graph.of(cls._boxes(row), clearance)
+
     def __init__(self, layout: Layout, dynamics: str = "slide", seed: int = 0) -> None:
         self.layout, self.seed = layout, seed  # B and the device are the layout's
         self.rows, self.device = range(layout.batch), layout.wall_x.device
@@ -167,13 +169,13 @@ class BoxWorld(World):
     @functools.cached_property
     def boxes(self) -> Tensor:
         """(B, M, 4) px; rows with fewer have some beyond everything."""
-        parts = [torch.from_numpy(_boxes(type(self), row)) for row in self._known]
+        parts = [torch.from_numpy(self._boxes(row)) for row in self._known]
         return pad_sequence(parts, True, 2 * _FAR).to(self.device)[self.map]
 
     def _ways(self, clearance: float) -> Graph:
         """Graphs of the rows: (B, V, 2), (B, V, V)."""
         if clearance not in self._graphs:
-            found = [_graph(type(self), row, clearance) for row in self._known]
+            found = [self._graph(row, clearance) for row in self._known]
             nodes = pad_sequence([one.nodes for one in found], True, torch.nan)
             count, gap = nodes.shape[1], torch.inf
             rows = [pad(one.between, (0, count - len(one.nodes)), value=gap) for one in found]
@@ -205,13 +207,15 @@ class BoxWorld(World):
 
     def render(self, position: Tensor | None = None) -> Tensor:
         """Frames (B, ..., C, Hpx, Wpx) uint8 of states."""
-        state = self.position if position is None else position
+        return self._frames(self.position if position is None else position)
+
+    def _frames(self, state: Tensor) -> Tensor:
         return paint(self.xy(state), self.walls)
 
     @functools.cached_property
     def walls(self) -> Tensor:
         """Wall channel (B, Hpx, Wpx) uint8."""
-        pictures = torch.stack([_picture(type(self), row) for row in self._known])
+        pictures = torch.stack([self._picture(row) for row in self._known])
         return pictures.to(self.device)[self.map]
 
     def route(self, start: Tensor, goal: Tensor, clearance: float) -> tuple[Tensor, Tensor]:

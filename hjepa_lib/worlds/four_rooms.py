@@ -159,9 +159,7 @@ class FourRooms(BoxWorld):
         self.position = torch.cat((dot, self._others.flatten(1)), 1)
         return self.position
 
-    def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., 2, 65, 65) uint8 of states."""
-        state = self.position if position is None else position
+    def _frames(self, state: Tensor) -> Tensor:
         frames = paint(state[..., :2], self.walls)
         for other in state[..., 2:].unflatten(-1, (MOST, 2)).unbind(-2):
             dots = paint(other, self.walls, 255 * DIM)[..., 0, :, :]

@@ -145,9 +145,7 @@ class VelocityMaze(Maze):
         self.position = torch.cat((slide(here, move, self.boxes), here), -1)
         return self.position
 
-    def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., 4, 64, 72) uint8 of states, the one before first."""
-        state = self.position if position is None else position
+    def _frames(self, state: Tensor) -> Tensor:
         here, before = state.split(2, -1)
         return torch.cat((paint(before, self.walls), paint(here, self.walls)), -3)
 

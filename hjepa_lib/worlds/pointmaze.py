@@ -178,9 +178,8 @@ class PointMaze(BoxWorld):
         closed = torch.from_numpy(closed_cells(self.maze)).to(self.device, torch.uint8) * 255
         return closed.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[None]
 
-    def render(self, position: Tensor | None = None) -> Tensor:
-        """Frames (B, ..., C, Hpx, Wpx) uint8."""
-        frames = super().render(position)
+    def _frames(self, state: Tensor) -> Tensor:
+        frames = super()._frames(state)
         if (still := discs(self.maze)) is None:
             return frames
         still = still.to(frames.device).expand_as(frames[..., :1, :, :])
