@@ -15,7 +15,7 @@ from hjepa_lib.evaluation import RULES, Case
 from hjepa_lib.evaluation.episodes import OraclePolicy, RandomPolicy, run_episodes
 from hjepa_lib.evaluation.metrics import per_trial, solved, summarise
 from hjepa_lib.files import WorkbookError, sha256
-from hjepa_lib.worlds import Layout, TwoRooms, point_maps
+from hjepa_lib.worlds import Layout, TwoRooms, pointmaze
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.four_rooms import (
     AWAY,
@@ -307,7 +307,7 @@ real = pytest.mark.skipif(find_spec("ogbench") is None, reason="needs the extra 
 def test_without_the_package_one_sentence_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "ogbench", None)
     message = r"ogbench is not installed: .*\[worlds\]"
-    refused(WorkbookError, message, point_maps.environment.__wrapped__, "medium")
+    refused(WorkbookError, message, pointmaze.environment.__wrapped__, "medium")
     monkeypatch.setattr("hjepa_lib.worlds.trials.load_trials", None)  # that would need it
     case = Case.of(tiny_config(data__source="pointmaze_giant_stitch"), "random")
     assert case.header["layouts"] == "fixed" and len(case.trials_hash) == 64
@@ -403,7 +403,7 @@ def test_a_teleporter_is_the_same_alone_and_in_a_batch():
 def test_frames_show_dot_walls_and_teleporters():
     frames = begin(TeleportNavigate, [px((1, 1)), px((7, 3))]).render()
     assert frames.shape == (2, 3, 72, 96) and frames.dtype == torch.uint8
-    walls = point_maps.closed_cells("teleport")
+    walls = pointmaze.closed_cells("teleport")
     assert np.array_equal(frames[0, 1, ::8, ::8].numpy() == 255, walls)
     assert np.array_equal(frames[1, 1, 7::8, 7::8].numpy() == 255, walls)
     assert frames[:, 0].amax((0, 2)).nonzero().max() == 63  # a dot reaches 4 px, to 59.5 + 4
@@ -414,7 +414,7 @@ def test_frames_show_dot_walls_and_teleporters():
 @real
 @pytest.mark.parametrize("world", [MediumStitch, LargeStitch, GiantStitch, TeleportNavigate])
 def test_committed_tasks_are_the_environments_and_validation_has_others(world):
-    env = point_maps.environment(world.maze)
+    env = pointmaze.environment(world.maze)
     pairs = {}
     for split in ("test", "validation"):
         source = f"pointmaze_{world.maze}_{world.recipe}"
