@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import ConfigError, Level1Config
-from hjepa_lib.models.layers import Patches, Size, Transformer, full_precision, mlp, sides
+from hjepa_lib.models.layers import (
+    Patches,
+    Size,
+    Transformer,
+    convolutions,
+    full_precision,
+    mlp,
+    sides,
+)
 from hjepa_lib.models.local import LocalPredictor, PlaceEncoder
 
 MIN_IMAGE = 16  # px
@@ -25,15 +33,6 @@ def output(config: Level1Config, count: int, width: int = 0) -> tuple[nn.Linear,
     normed = config.encoder == "impala" or config.predictor == "gru"
     norm = nn.LayerNorm(config.latent_dim) if normed else nn.Identity()
     return nn.Linear(count, width or config.latent_dim), norm
-
-
-def convolutions(channels: int, width: int, *kernels: tuple[int, int]) -> nn.Sequential:
-    """Of (kernel, stride) px to `width` channels, a ReLU behind each."""
-    layers: list[nn.Module] = []
-    for kernel, stride in kernels:
-        layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers)
 
 
 @torch.no_grad()

@@ -36,6 +36,15 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+def convolutions(channels: int, width: int, *kernels: tuple[int, int]) -> nn.Sequential:
+    """Of (kernel, stride) px to `width` channels, a ReLU behind each."""
+    layers: list[nn.Module] = []
+    for kernel, stride in kernels:
+        layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers)
+
+
 @torch.no_grad()
 def update_ema(slow: nn.Module, fast: nn.Module, decay: float) -> None:
     """theta_slow <- decay * theta_slow + (1 - decay) * theta_fast."""

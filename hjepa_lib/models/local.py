@@ -7,7 +7,6 @@ not in it: a predictor reads a patch of a map of the frame (a `Scene`) around p_
     p_{t+1} - p_t = F [z's moves, a_t] + MLP([z's moves, a_t, patch of the map around p_t])
 """
 
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.config import ConfigError, Level1Config
-from hjepa_lib.models.layers import Size, full_precision, mlp, sides
+from hjepa_lib.models.layers import Size, convolutions, full_precision, mlp, sides
 
 GAIN = 10.0  # of the inverse dynamics' weights: the sign of an axis is found within some updates
 REACH = 4  # px around the place, to each side
@@ -76,10 +75,7 @@ class PlaceEncoder(nn.Module):
             what = f"not {config.latent_dim} for {channels} channels"
             raise ConfigError(f"level1.latent_dim must be 2 for each stacked frame, {what}")
         width = config.width
-        self.convs = nn.Sequential(
-            nn.Conv2d(channels // self.stacked, width, 5, 2, 2), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(),
-        )  # fmt: skip
+        self.convs = convolutions(channels // self.stacked, width, (5, 2), (3, 1))
         self.maps = nn.Conv2d(width, ATTEMPTS, 1)
         self.register_buffer("error", torch.zeros(ATTEMPTS))
         self.register_buffer("offset", torch.zeros(2))  # of the middle of what is seen
@@ -136,9 +132,7 @@ class Surroundings(nn.Module):
         super().__init__()
         self.picture, self.halvings = picture, max(1, round(math.log2(max(2, steps) / 2)))
         self.width = CELLS * (2 * AROUND + 1) ** 2
-        widths = [MAPS, *[CELLS] * self.halvings]
-        convs = (nn.Conv2d(*pair, 3, 2, 1) for pair in itertools.pairwise(widths))
-        self.convs = nn.Sequential(*(part for conv in convs for part in (conv, nn.ReLU())))
+        self.convs = convolutions(MAPS, CELLS, *[(3, 2)] * self.halvings)
 
     def cells(self, scene: Scene) -> Scene:
         """The same with cells for pixels."""
