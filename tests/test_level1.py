@@ -4,14 +4,12 @@ from tiny import (
     digest,
     frames_of,
     frozen_stores,
-    make_agent,
     make_job,
     make_level1,
     tiny_config,
 )
 
 from hjepa_lib.config import differences, profile
-from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.runs import stages
 from hjepa_lib.training import level1 as level1_training
@@ -45,15 +43,6 @@ def test_hidden_patches_cannot_be_seen_and_visible_ones_can():
     assert not torch.equal(latent(plain, hidden), latent(elsewhere, hidden))
     assert torch.equal(latent(plain, torch.zeros_like(hidden)), model.encode(plain))
     assert torch.equal(model.train().encode(plain), model.eval().encode(plain))
-
-
-def test_candidates_do_not_see_each_other():
-    agent = make_agent(tiny_config(**VIT))
-    member = agent.level1.predictors[0]
-    state, action = torch.randn(6, 16), torch.randn(6, 2)
-    assert not torch.allclose(member(state, action), member(state, -action))
-    alone = torch.cat([member(state[i : i + 1], action[i : i + 1]) for i in range(6)])
-    assert torch.allclose(member(state, action), alone, atol=1e-6)
 
 
 def test_pretraining_moves_the_encoder_only_and_reports_collapse():
@@ -109,12 +98,6 @@ def test_only_the_predictors_learn_and_the_error_falls():
     reports = [report.validation["loss"] for report in job.fit if report.validation]
     assert (digest(job.whole.encoder), digest(job.whole.idm)) == before
     assert reports[-1] < 0.8 * reports[0]
-
-
-def test_trajectories_that_are_too_short_are_refused(monkeypatch):
-    monkeypatch.setattr(level1_training, "REFINE_STEPS", 100)
-    with pytest.raises(WorkbookError, match="no trajectory has 101 states"):
-        next(iter(make_job("refinement", tiny_config(**REFINED)).fit))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from tiny import digest, make_agent, refused, seeded, tiny_config
 from hjepa_lib.config import ConfigError, PlannerConfig, profile
 from hjepa_lib.evaluation import Case
 from hjepa_lib.planning import interval, levels
-from hjepa_lib.planning.levels import PrimitiveLevel, reduce_horizon
-from hjepa_lib.planning.search import search, shift_plan, softmin_weights
+from hjepa_lib.planning.levels import PrimitiveLevel
+from hjepa_lib.planning.search import search, softmin_weights
 from hjepa_lib.planning.truth import TrueDistance, resume, witness
 from hjepa_lib.runs import score, stages
 from hjepa_lib.worlds.base import bound, trial_noise
@@ -158,33 +158,16 @@ def test_candidates_without_a_finite_cost_have_no_say(method):
         torch.testing.assert_close(alone.plan[0], clean.plan[row], atol=1e-5, rtol=1e-4)
 
 
-def test_shifted_plans():
-    """PL3."""
-    plan = torch.randn(2, 5, 3, generator=seeded())
-    for executed in (0, 1, 3, 5, 8):
-        wanted = torch.zeros(2, 5, 3)
-        wanted[:, : max(0, 5 - executed)] = plan[:, executed:]
-        assert torch.equal(shift_plan(plan, executed), wanted)
-
-
-def test_cost_forms_equal_their_formulas():
-    costs = torch.rand(2, 4, 6, generator=seeded())
-    rows = costs.double().numpy()
-    for form, in_steps, values in (
-        ("auto", True, rows.sum(-1)),
-        ("auto", False, rows.min(-1)),
-        ("sum", False, rows.sum(-1)),
-    ):
-        found = reduce_horizon(costs, PlannerConfig(form=form), in_steps)
-        np.testing.assert_allclose(found.numpy(), values, rtol=1e-5)
-
-
 @pytest.mark.parametrize("disagreement", [0.0, 0.7])
-@pytest.mark.parametrize("cost", ["latent", "distance"])
-def test_plan_costs_equal_candidates_one_by_one(cost, disagreement, monkeypatch):
-    """HW2."""
-    agent = make_agent(tiny_config(level1__predictors=3))
-    geometry, config = agent.geometry(cost), settings_of(horizon=4, disagreement=disagreement)
+@pytest.mark.parametrize("predictor", ["mlp", "transformer"])
+@pytest.mark.parametrize(
+    ("cost", "form"), [("latent", "auto"), ("latent", "sum"), ("distance", "auto")]
+)
+def test_plan_costs_equal_candidates_one_by_one(cost, form, predictor, disagreement, monkeypatch):
+    """HW2; and candidates do not see each other."""
+    agent = make_agent(tiny_config(level1__predictors=3, level1__predictor=predictor))
+    geometry = agent.geometry(cost)
+    config = settings_of(horizon=4, disagreement=disagreement, form=form)
     assert geometry.name == cost
     level = PrimitiveLevel(agent.level1, config, geometry, 1.8)
     start, goal = torch.randn(3, 16), geometry.embed(torch.randn(3, 16))
@@ -197,7 +180,7 @@ def test_plan_costs_equal_candidates_one_by_one(cost, disagreement, monkeypatch)
         mean = members.mean(0)
         steps = geometry.between(geometry.embed(mean), goal[trial])
         spread = (members - mean).square().sum(0) / 2
-        wanted = steps.sum() if geometry.in_steps else steps.amin()
+        wanted = steps.sum() if (cost, form) != ("latent", "auto") else steps.amin()
         wanted = wanted + disagreement * spread.mean(-1).sum()
         torch.testing.assert_close(found[trial, candidate], wanted, atol=1e-5, rtol=1e-4)
 
