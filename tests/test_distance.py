@@ -8,7 +8,6 @@ from scipy.stats import spearmanr
 from tiny import digest, make_store, refused, seeded, tiny_config, tiny_data
 
 from hjepa_lib.config import DistanceConfig, OptimConfig
-from hjepa_lib.models import checkpoint
 from hjepa_lib.models.distance import Distance
 from hjepa_lib.training import distance as distance_training
 from hjepa_lib.training.distance import (
@@ -53,17 +52,7 @@ def test_the_distance_is_its_formula(seed, scale):
     head = head_of()
     torch.testing.assert_close(head.between(a, b), (a - b).norm(dim=-1), atol=1e-3, rtol=1e-5)
     assert head.between(a, a).max() <= 1e-3 + 1e-9
-
-
-def test_the_head_is_the_distance_of_two_embeddings(tmp_path):
-    head, (start, goal) = head_of(), torch.randn(2, 5, 16)
-    found = head(start, goal)
-    assert torch.equal(found, head.between(head.embed(start), head.embed(goal)))
-    checkpoint.save_part(tmp_path, head)
-    torch.manual_seed(5)
-    loaded = checkpoint.load_part(tmp_path, "distance")
-    assert loaded.config == head.config
-    assert torch.equal(loaded(start, goal), found)
+    start = torch.randn(5, 16)
     head(start, start).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 

@@ -378,11 +378,3 @@ def test_windows_too_short_for_a_variance_over_time():
     terms = terms_of(rollout_of(steps=2), "pldm", head_of())
     assert terms["std_t"] == 0
     assert all(torch.isfinite(value) for value in terms.values())
-
-
-def test_weighted_sum_is_linear_in_every_coefficient():
-    """PL7."""
-    terms = terms_of(rollout_of(), "eb_jepa", head_of())
-    every = LossConfig(sim=1, std=2, std_t=3, cov=4, sim_t=5, idm=6)
-    wanted = sum(i * terms[name].item() for i, name in enumerate(TERMS, start=1))
-    assert objectives.weighted_sum(terms, every).item() == pytest.approx(wanted, rel=1e-6)

@@ -105,9 +105,9 @@ def tiny_normaliser():
     return Normaliser.fit(tiny_data(), 0)
 
 
-def make_level1(config, seed=0, **options):
+def make_level1(config, seed=0):
     torch.manual_seed(seed)
-    return Jepa(config.level1, tiny_normaliser(), **options)
+    return Jepa(config.level1, tiny_normaliser())
 
 
 def make_level2(config, seed=1, third=False):
