@@ -63,16 +63,6 @@ def test_maps_are_what_their_lists_promise():
         assert [reached[tuple(cell)] for cell in maze.cells] == maze.steps[0].tolist()
 
 
-def test_boxes_of_a_grid_are_its_closed_cells():
-    random = np.random.default_rng(0).random((6, 9)) < 0.4
-    boxes = torch.from_numpy(grid_boxes(random, 4, 3))[None]
-    assert boxes.shape[1] < random.sum() + 4  # runs are joined
-    y, x = (part.ravel() for part in np.mgrid[0:30, 0:42])
-    found = inside(torch.tensor(np.stack((x, y), -1)[None]).float(), boxes)[0].numpy()
-    padded = np.pad(np.kron(random, np.ones((4, 4), bool)), 3, constant_values=True)
-    assert (found == padded.ravel()).all()
-
-
 def test_nothing_passes_a_wall_at_any_speed():
     boxes = torch.from_numpy(ROOM).expand(5000, -1, -1)
     wide = boxes + torch.tensor([-0.01, -0.01, 0.01, 0.01])
@@ -133,6 +123,7 @@ def test_frames_show_the_dot_and_the_walls(source):
     assert torch.equal(frames, played.render(state[:, None])[:, 0])
     closed = np.pad(np.kron(maze_map(3).closed, np.ones((8, 8), bool)), 4, constant_values=True)
     assert ((frames[0, 1].numpy() == 255) == closed).all()
+    assert len(world.boxes_of((3, 0))) < maze_map(3).closed.sum() + 4  # runs are joined
     for channel, columns in ((-2, [0, 1]), (0, [-2, -1])):
         place = frames[0, channel].double()
         mass = place / place.sum()
@@ -269,18 +260,22 @@ def layout(batch):
     return Layout.of(np.zeros((batch, 2)))
 
 
-def test_oracle_walks_the_shortest_path(lake):
-    world = lake(layout(300))
+def walk_of_oracle(world, steps):
+    """Where the oracle of B own tasks ends, their goals and shortest ways, and the way it took."""
     start, goal = world.sample_start_goal(seeded(0))
-    length = world.oracle_length(start, goal)
-    position, walked = world.reset(start), torch.zeros(300)
-    for _ in range(60):
+    place, walked = world.reset(start), torch.zeros(len(start))
+    for _ in range(steps):
         action = world.oracle_action(goal, CAP)
         assert action.norm(dim=-1).max() <= CAP * (1 + 1e-5)
         moved = world.step(action)
-        walked += (moved - position).norm(dim=-1)
-        position = moved
-    assert torch.allclose(position, goal, atol=1e-3)
+        walked += (moved - place).norm(dim=-1)
+        place = moved
+    return place, goal, world.oracle_length(start, goal), walked
+
+
+def test_oracle_walks_the_shortest_path(lake):
+    place, goal, length, walked = walk_of_oracle(lake(layout(300)), 60)
+    assert torch.allclose(place, goal, atol=1e-3)
     assert (walked / length).min() > 0.995  # chords of the shore are a little shorter than the arc
     assert (walked / length).max() < 1.02
 
@@ -290,14 +285,8 @@ def test_own_maze_keeps_its_walls_and_its_oracle_arrives(monkeypatch):
     maze = find_world("own_maze:Maze")
     assert len((EXAMPLES / "own_maze.py").read_text().splitlines()) <= 120
     world = maze(layout(4))
-    start, goal = world.sample_start_goal(seeded(0))
-    length = world.oracle_length(start, goal)
+    place, goal, length, walked = walk_of_oracle(world, 75)
     assert ((length >= 85) & (length <= 130)).all()
-    place, walked = world.reset(start), torch.zeros(4)
-    for _ in range(75):
-        moved = world.step(world.oracle_action(goal, CAP))
-        walked += (moved - place).norm(dim=-1)
-        place = moved
     assert world.reached(place, goal).all()
     assert walked / length == pytest.approx(np.ones(4), abs=0.01)
     picture = world.render()[0, 1] == 255  # the middle pixel of each wall

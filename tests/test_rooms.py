@@ -263,17 +263,14 @@ def test_one_frame_does_not_tell_the_guards_way():
 def test_the_oracle_is_in_time_where_others_are_not():
     changes = {"evaluation__steps": 0, "planning__action_cap": 0}
     case = Case.of(tiny_config(data__source="patrolled_door", **changes), "oracle", trials=24)
-    trials = case.tasks
-
-    rates = {}
-    kinds = ("oracle", *RULES)
-    for policy in (*(OraclePolicy(STEP, kind) for kind in kinds), RandomPolicy(STEP, 0)):
+    trials, rates = case.tasks, {}
+    policies = {kind: OraclePolicy(STEP, kind) for kind in ("oracle", *RULES)}
+    for name, policy in (policies | {"random": RandomPolicy(STEP, 0)}).items():
         played = run_episodes(policy, trials, "slide", 60, STEP, 0)
         assert not played.invalid.any()
-        name = f"{type(policy).__name__} {getattr(policy, 'kind', '')}"
         rates[name] = per_trial(played, case.protocol)["success"].mean()
-    assert rates["OraclePolicy oracle"] >= 0.98 and rates["RandomPolicy "] == 0
-    assert 0.2 < rates["OraclePolicy heading"] < 0.7 and 0.2 < rates["OraclePolicy rule"] < 0.9
+    assert rates["oracle"] >= 0.98 and rates["random"] == 0
+    assert 0.2 < rates["heading"] < 0.7 and 0.2 < rates["rule"] < 0.9
 
 
 @pytest.mark.parametrize("split", SPLITS)
