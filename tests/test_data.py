@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import types
@@ -14,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import put, refused, seeded, tiny_config, tiny_data
+from tiny_runs import ROOT, python
 
 from hjepa_lib import files
 from hjepa_lib.config import DataConfig, from_dict, to_dict
@@ -73,12 +73,7 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in KiB")
 def test_a_million_transitions_fit_in_100_mb():
     """PL12."""
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", _LARGE], cwd=root, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 100
+    assert float(python(_LARGE, cwd=ROOT, timeout=120)) < 100
 
 
 @pytest.mark.parametrize("recipe", ["good", "eb_jepa"])

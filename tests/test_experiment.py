@@ -2,8 +2,6 @@ import copy
 import csv
 import re
 import shutil
-import subprocess
-import sys
 import typing
 from dataclasses import replace
 from itertools import product
@@ -12,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from tiny import OVERRIDES, dotted, refused
-from tiny_runs import ROOT, Said, first, make_row, race
+from tiny_runs import ROOT, Said, first, make_row, python, race
 
 from hjepa_lib import __main__
 from hjepa_lib.config import ConfigError, fields
@@ -292,6 +290,9 @@ def test_a_committed_row_is_played_by_a_clean_checkout_alone(again, monkeypatch,
     assert made.table.read_bytes() == before
     monkeypatch.setattr(engine, "repository", lambda: tmp_path / "elsewhere")
     assert run(made, "flat", redo=True)[0] == []
+    rows = load_rows(made.table)
+    assert list(rows["cell"]) == ["walk", "best", "flat", "flat", "two", "two", "coarse"]
+    assert rows["n"].tolist() == [3, 3, 2, 2, 3, 3, 3]  # replaced, in their places
 
 
 @pytest.mark.parametrize(
@@ -373,14 +374,6 @@ def test_what_the_planner_does_not_use_may_change(again):
     made = again(settings(level2__z_dim=3, distance__dim=4))
     assert run(made, "flat")[0] == []
     refused(RunError, r"row two .* was made with (level2.z_dim|distance.dim)", run, made, "two")
-
-
-def test_redo_replaces_rows(again):
-    made = again(change_cell(planning=PLANNING | {"flat.sigma": 2.5}))
-    assert run(made, "flat", redo=True)[0] == []
-    rows = load_rows(made.table)
-    assert rows.loc[rows["cell"] == "flat", "planner.flat.sigma"].tolist() == [2.5, 2.5]
-    assert list(rows["cell"]) == ["walk", "best", "flat", "flat", "two", "two", "coarse"]
 
 
 def test_a_failed_training_gives_its_other_rows_up(make, monkeypatch):
@@ -502,10 +495,9 @@ def test_listing_the_committed_study_imports_no_torch():
         "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'gymnasium'} & set(sys.modules); "
         "sys.exit(status or str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = python(code)
     rows = sum(1 for _ in csv.DictReader((STUDY.parents[2] / "outputs/gallery/study.csv").open()))
-    assert f"{rows} of {rows} rows done" in done.stdout
+    assert f"{rows} of {rows} rows done" in said
 
 
 def test_c12_the_hints_of_a_section_are_read_once(monkeypatch):

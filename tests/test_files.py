@@ -10,21 +10,13 @@ from hjepa_lib import files
 from hjepa_lib.files import FileError
 
 
-def test_write_replaces_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "deep" / "a.txt"
-    files.write_atomic(path, "old")
-    files.write_atomic(path, b"new")
-    assert path.read_text() == "new"
-    assert [item.name for item in path.parent.iterdir()] == ["a.txt"]
-
-
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "disk is full"), KeyboardInterrupt(), RuntimeError()]
 )
 def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
     tmp_path, monkeypatch, error
 ):
-    path = files.write_atomic(tmp_path / "a.txt", "old")
+    path = files.write_atomic(tmp_path / "deep" / "a.txt", "old")
 
     def fail(_):
         raise error
@@ -36,7 +28,10 @@ def test_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
     if wanted is FileError:
         assert str(caught.value) == f"cannot write {path}: disk is full"
     assert path.read_text() == "old"
-    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+    monkeypatch.undo()
+    assert [item.name for item in path.parent.iterdir()] == ["a.txt"]
+    assert files.write_atomic(path, b"new").read_text() == "new"
+    assert [item.name for item in path.parent.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize(

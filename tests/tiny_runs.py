@@ -35,6 +35,14 @@ def git(folder, *command):
     return done.stdout.strip()
 
 
+def python(code, *arguments, **options):
+    """What this code prints in a process of its own, which ends well."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def race(code, *arguments):
     """Python processes with these arguments, which print "ready" and wait, go on at one time."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
