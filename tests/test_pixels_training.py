@@ -92,16 +92,6 @@ def test_the_centre_moves_in_training_and_freezes_in_evaluation():
     assert torch.equal(loss.state_dict()["centre"], loss.centre)  # stored with the weights
 
 
-@pytest.mark.parametrize(("name", "kind"), [("enc_dec", "dino"), ("enc_dec_jepa", "vicreg")])
-def test_the_switch_for_encoder_decoders_acts(name, kind):
-    """LOSS-5."""
-    (plain, own), (whole, terms) = (
-        fresh(name, auxiliary__kind=kind, auxiliary__use_for_enc_dec=used).loss(tiny_batch())
-        for used in (False, True)
-    )
-    assert set(own) == {"prediction"} < set(terms) and whole > plain
-
-
 def test_the_loss_is_its_named_terms():
     """LOSS-1, LOSS-5."""
     model = fresh("jepa", **under("auxiliary", weight=0.5, sim=0.7, std=1.3, cov=0.4))

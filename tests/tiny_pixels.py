@@ -77,13 +77,6 @@ def random_window(count):
     return z[:, :-1], torch.randint(ACTIONS, (count, 6), generator=seeded(2)), z[:, 1:]
 
 
-def white(count, dim, seed=0):
-    """(count, dim) with exactly zero mean and identity covariance."""
-    values = np.random.default_rng(seed).normal(size=(count, dim))
-    values -= values.mean(0)
-    return np.linalg.svd(values, full_matrices=False)[0] * (count - 1) ** 0.5
-
-
 def tiny_transitions(episodes=6, length=10, continuous=False):
     """A bright square that the action moves by one of four directions, on a dark floor."""
     generator = seeded(0)
