@@ -637,14 +637,20 @@ def test_what_is_written_is_read_back(world, tmp_path):
         ("pixels", lambda x: np.concatenate([x] * 6, -1), "with 1 to 16 channels, got"),
         ("ep_offset", put(1, 4), "episodes must follow one another"),
         ("ep_len", lambda x: x[:0], "episodes must follow one another"),
+        ("terminals", put(-1, False), "must end the last episode"),
+        ("terminals", put(0, True), "an episode needs two states or more"),
+        ("observations", lambda x: x[:, 0, 0] / 3, "frames must be"),
+        ("observations", lambda x: np.asfortranarray(x), "numbers in C order"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_sentence(name, change, message, tmp_path):
-    content = columns()
+    npz = name in ("terminals", "observations")
+    content = npz_content() if npz else columns()
     values = content.pop(name)
     if change is not None:
         content[name] = change(values)
-    path = h5_file(tmp_path / "a.h5", **content)
+    write, end = (files.save_npz, "npz") if npz else (h5_file, "h5")
+    path = str(write(tmp_path / f"a.{end}", **content))
     with pytest.raises(FileError, match=message) as caught:
         readers.read(path)
     assert "\n" not in str(caught.value) and path in str(caught.value)
@@ -662,21 +668,6 @@ def test_no_hdf5_a_cut_one_none_and_no_reader_for_it(tmp_path, monkeypatch):
     for module, source, name in (("h5py", path, "h5"), ("minari", "minari:a-v0", "minari")):
         monkeypatch.setitem(sys.modules, module, None)
         refused(FileError, rf"{module} is not installed: .*\[{name}\]", readers.read, str(source))
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("terminals", put(-1, False), "must end the last episode"),
-        ("terminals", put(0, True), "an episode needs two states or more"),
-        ("observations", lambda x: x[:, 0, 0] / 3, "frames must be"),
-        ("observations", lambda x: np.asfortranarray(x), "numbers in C order"),
-    ],
-)
-def test_what_is_wrong_with_an_npz_is_one_sentence(name, change, message, tmp_path):
-    content = npz_content()
-    content[name] = change(content[name])
-    refused(FileError, message, readers.read, str(files.save_npz(tmp_path / "a.npz", **content)))
 
 
 def test_what_is_no_recording(tmp_path, monkeypatch):
