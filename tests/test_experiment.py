@@ -106,11 +106,6 @@ def table_of(experiment):
     return Table(experiment.table, experiment.profile)
 
 
-def runs_of(experiment, name):
-    (path,) = experiment.folder.glob(f"{name}-s0-*")
-    return Run.at(path)
-
-
 def change_cell(**values):
     return lambda tree: tree["cells"][2].update(values)
 
@@ -240,7 +235,8 @@ def test_three_levels_take_over_the_two_below(again):
 
     made = again(three_levels)
     assert run(made)[0] == []
-    stages = runs_of(made, "three").manifest["stages"]
+    (path,) = made.folder.glob("three-s0-*")
+    stages = Run.at(path).manifest["stages"]
     taken = {name for name, stage in stages.items() if "from" in stage}
     assert taken == {"data", "l1", "distance", "l2"}
     row = load_rows(made.table).set_index("cell").loc["three"]

@@ -368,20 +368,14 @@ def test_a_world_says_what_it_is(lake):
     assert lake(layout(2)).reached(near, goal).tolist() == [True, False]
     for source in ("generated", "published", "a/b.npz", "C:\\data.npz", ""):
         assert find_world(source) is None
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
+    for source, message in (
         ("no_such_module:Lake", "No module named 'no_such_module'"),
         ("own_world:Sea", "'own_world' has no attribute 'Sea'"),
         ("own_world:CENTRE", "CENTRE must extend"),
         ("pathlib:Path", "Path must extend"),
         ("hjepa_lib.worlds:World", "lacks the method sample_start_goal"),
-    ],
-)
-def test_wrong_sources_are_one_sentence(lake, source, message):
-    refused(ConfigError, message, find_world, source)
+    ):
+        refused(ConfigError, message, find_world, source)
 
 
 def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):

@@ -70,11 +70,10 @@ def test_a_position_of_many_numbers_is_scored_by_each_of_them(tmp_path):
     assert len(row["errors.px_first_0"].split()) == len(row["errors.px_guess_first_0"].split()) > 0
 
 
-def test_in_our_own_worlds_a_row_knows_the_best_possible_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+def test_in_our_own_worlds_a_row_knows_the_best_possible_model(root, monkeypatch):
     config = tiny_config(environment__id=worlds.DRIFT_ID, environment__max_steps=10,
                          data__episodes=30, data__transitions=0)  # fmt: skip
-    ws = Workspace("test", Run.create("drift", config, tmp_path))
+    ws = Workspace("test", Run.create("drift", config, root))
     (row,) = studies.score_models(ws, {"models": ["jepa"], "draw": False})
     _, _, test = stages.make_transitions(ws)
     first = test.windows(6)
@@ -228,10 +227,9 @@ def test_the_committed_prediction_meets_the_rows(tmp_path, at_75, verdict):
 
 
 # --- equal seconds
-def test_models_train_in_turn_as_long_as_each_other(tmp_path, monkeypatch):
+def test_models_train_in_turn_as_long_as_each_other(root, monkeypatch):
     """Updates follow from the measured pace; both stages of `vjepa2` share its seconds."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    ws = tiny_workspace(tmp_path, name="study/run")
+    ws = tiny_workspace(root, name="study/run")
     turns, clock = [], iter(range(10_000))
     real = stages.train
 
@@ -260,10 +258,9 @@ def test_models_train_in_turn_as_long_as_each_other(tmp_path, monkeypatch):
     assert [row["teraflop"] for row in again] == [row["teraflop"] for row in rows]
 
 
-def test_a_killed_training_counts_no_update_twice(tmp_path, monkeypatch):
+def test_a_killed_training_counts_no_update_twice(root, monkeypatch):
     """It goes on from a checkpoint, whatever was trained since: 14 updates are 12 counted ones."""
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
-    runs = {"jepa": seconds._run(tiny_workspace(tmp_path, name="study/run"), "jepa", 14)}
+    runs = {"jepa": seconds._run(tiny_workspace(root, name="study/run"), "jepa", 14)}
     clock, real = itertools.count(), stages.train
     ticking = SimpleNamespace(perf_counter=lambda: float(next(clock)))
     monkeypatch.setattr(seconds, "time", ticking)

@@ -378,8 +378,7 @@ def test_its_key_knows_the_heads_and_the_weights_it_starts_from(tmp_path):
     assert key(log_every=3) == plain
 
 
-def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch):
-    monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path))
+def test_losses_run_into_their_own_folders_and_are_ranked(root, monkeypatch):
     monkeypatch.setattr(makers, "acquire", lambda *_: tiny_transitions())
     losses = {kind: AuxiliaryConfig(kind) for kind in ("vicreg", "dino", "none")}
     config = tiny_config(optim__updates=3, jepa__target="default", encoder__kind="cnn")
@@ -390,9 +389,9 @@ def test_losses_run_into_their_own_folders_and_are_ranked(tmp_path, monkeypatch)
     for row in rows:
         values = [v for k, v in row.items() if k.startswith("downstream/")]
         assert row["status"] == "ok" and len(values) == 2 and np.isfinite(values).all()
-        drawn = read_json(tmp_path / "losses" / row["name"] / "pixels/decoder_jepa_s0/result.json")
+        drawn = read_json(root / "losses" / row["name"] / "pixels/decoder_jepa_s0/result.json")
         assert row["downstream/reconstruction_mse"] == drawn["best_loss"]  # not that of the test
-        manifest = read_json(tmp_path / "losses" / row["name"] / "manifest.json")
+        manifest = read_json(root / "losses" / row["name"] / "manifest.json")
         assert manifest["config"]["pixels"]["optim"]["updates"] == 3
         assert manifest["config"]["pixels"]["auxiliary"]["kind"] == row["type"]
     assert table.equals(studies.run_losses("losses", losses, config))

@@ -112,12 +112,12 @@ def test_round_trip_of_one_result(agent, config, tmp_path):
         np.testing.assert_array_equal(found.arrays[name], getattr(outcome, name))
     for name, values in outcome.seen.items():
         np.testing.assert_allclose(found.arrays[f"plan_{name}"], values, rtol=1e-6)
-    np.savez(tmp_path / "x.npz", positions=np.zeros(3))
-    with pytest.raises(FileError, match=r"x\.npz is no result file: it has no header"):
-        results.load_result(tmp_path / "x.npz")
-    np.savez(tmp_path / "x.npz", positions=np.zeros(3), header="{}")
-    with pytest.raises(FileError, match="a result of an earlier version"):
-        results.load_result(tmp_path / "x.npz")
+    for header, message in (
+        ({}, r"x\.npz is no result file: it has no header"),
+        ({"header": "{}"}, "a result of an earlier version"),
+    ):
+        np.savez(tmp_path / "x.npz", positions=np.zeros(3), **header)
+        refused(FileError, message, results.load_result, tmp_path / "x.npz")
 
 
 def test_protocols_fix_their_caps():
