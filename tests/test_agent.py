@@ -25,11 +25,8 @@ from hjepa_lib.planning.search import search as run_search
 from hjepa_lib.runs import score, stages
 from hjepa_lib.runs.keys import core_stages, key, wanted_stages
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.score import learned
-from hjepa_lib.runs.stages import load_run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import policies as training
-from hjepa_lib.training.policies import draw_pairs, train_policy
 from hjepa_lib.workbench.schema import read_experiment
 from hjepa_lib.worlds.base import trial_noise
 from hjepa_lib.worlds.layout import Layout, layout_set, render
@@ -178,7 +175,7 @@ def test_a_closed_loop_plays_the_episodes_of_the_table(trained, tmp_path, method
     config = to_dict(run.config.override(changes))
     write_json(run.path / "manifest.json", run.manifest | {"config": config})
     run = Run.at(run.path)
-    case, agent = Case.of(run.config, method, "distance"), load_run(run)
+    case, agent = Case.of(run.config, method, "distance"), stages.load_run(run)
     cap = case.planning.action_cap
     assert agent.planning.action_cap == cap
     policy = LatentPolicy(agent, method, case.planning)
@@ -327,7 +324,7 @@ def test_c4_the_command_trains_stores_and_reloads_the_third_level(deep, frames):
     assert digest(agent.level3.model) == digest(stored.model)
     actions, _ = agent.plan(*frames, THREE_LEVELS)
     np.testing.assert_array_equal(hjepa_lib.load("trained").plan(*frames, THREE_LEVELS)[0], actions)
-    assert set(learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}
+    assert set(score.learned(ws.config)) > {(THREE_LEVELS, "latent"), ("l1+l2", "latent")}
 
 
 def test_results_of_three_levels_hold_their_settings_and_size(deep):
@@ -354,7 +351,7 @@ def test_goals_are_later_states_of_the_same_trajectory():
     lengths = torch.tensor([2, 5, 30])
     nothing = torch.zeros(37, 2)
     data = Trajectories(nothing, nothing, lengths, torch.zeros(3, 2, dtype=torch.int16))
-    now, goal, steps = draw_pairs(data, 4000, seeded())
+    now, goal, steps = training.draw_pairs(data, 4000, seeded())
     place = torch.arange(3).repeat_interleave(lengths)
     assert torch.equal(place[now], place[goal])
     assert torch.equal(steps[2000:], (goal - now)[2000:]) and not steps[:2000].any()
@@ -372,7 +369,7 @@ def test_training_learns_the_way_to_the_goal(monkeypatch):
     layout = torch.tensor([[32, 10]] * 4, dtype=torch.int16)
     data = Trajectories(walk.flatten(0, 1), actions, torch.full((4,), 8), layout)
     model = policy_of(optim__updates=60, optim__batch=32, optim__validate_every=60, optim__lr=3e-3)
-    reports = list(train_policy(model, data, data, seed=0))
+    reports = list(training.train_policy(model, data, data, seed=0))
     first, last = reports[0], reports[-1]
     assert first.loss == pytest.approx(sum(first.terms.values()) / 2)
     assert max(last.validation.values()) < 0.3 * min(first.terms.values())

@@ -43,14 +43,12 @@ from hjepa_lib.config import (
 from hjepa_lib.config.fields import acts
 from hjepa_lib.data.published import acquire
 from hjepa_lib.evaluation import episodes
-from hjepa_lib.evaluation.episodes import ClonedPolicy, LatentPolicy, run_episodes
 from hjepa_lib.evaluation.results import Case
 from hjepa_lib.files import plain
 from hjepa_lib.runs import score as scoring
 from hjepa_lib.runs import stages
 from hjepa_lib.runs.machine import choose_precision
 from hjepa_lib.runs.run import Run
-from hjepa_lib.runs.score import learned
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import level1 as level1_training
 from hjepa_lib.training import level2 as level2_training
@@ -367,10 +365,10 @@ def planning_print(method, config):
     trials = load_trials("p1", "validation", 5)
     cap = config.planning.action_cap
     if method == "idm":
-        policy = ClonedPolicy(make_policy(config), cap, config.planning.idm_steps)
+        policy = episodes.ClonedPolicy(make_policy(config), cap, config.planning.idm_steps)
     else:
-        policy = LatentPolicy(make_agent(config), method, config.planning)
-    outcome = run_episodes(policy, trials, "slide", 8, cap, config.seed)
+        policy = episodes.LatentPolicy(make_agent(config), method, config.planning)
+    outcome = episodes.run_episodes(policy, trials, "slide", 8, cap, config.seed)
     return digest(outcome.actions.tobytes())
 
 
@@ -379,7 +377,7 @@ def fingerprint(leaf, config):
     if section == "data":
         return data_print(config)
     if leaf in ("level2.disable_l2", "level3.enabled"):
-        return digest(learned(config))
+        return digest(scoring.learned(config))
     if part == "ahead":  # random models imagine no way: what it does is in test_local.py
         return Case.of(config, "graph", "graph").digest
     if part == "foresight":  # likewise in test_mover.py

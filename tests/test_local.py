@@ -25,7 +25,6 @@ from hjepa_lib.models.local import (
     read_patches,
 )
 from hjepa_lib.planning import graph as graphs
-from hjepa_lib.planning.graph import GraphDistance
 from hjepa_lib.planning.levels import PrimitiveLevel
 from hjepa_lib.planning.planner import Planner
 from hjepa_lib.training.latents import LatentStore
@@ -283,7 +282,7 @@ def walls():
         encoder=one, predictors=[one], idm=idm, action_dim=2, latent_dim=2,
         action_mean=torch.zeros(2), normalise_actions=lambda actions: actions,
     )  # fmt: skip
-    geometry = GraphDistance(model, cap=2.0)
+    geometry = graphs.GraphDistance(model, cap=2.0)
     goals = one.picture.latents(torch.tensor([[15.0, 4.0], [4.0, 4.0]]))
     geometry.begin(FLOOR, goals)
     return geometry, one.picture, goals

@@ -25,7 +25,6 @@ from hjepa_lib.models.layers import count_parameters, draw_masks
 from hjepa_lib.pixels import stages, two_stages
 from hjepa_lib.pixels.models import FILES, VJepa2, about_model, fit_scale, load_model
 from hjepa_lib.pixels.networks import brightest
-from hjepa_lib.pixels.stages import load_result
 from hjepa_lib.pixels.training import fit
 from hjepa_lib.pixels.transitions import PixelShapes, scaled
 from hjepa_lib.pixels.vjepa2 import MaskedPrediction, WorldModel, encode_states
@@ -435,7 +434,7 @@ def test_stages_store_what_they_promise(pixel_run):
         assert meta["epochs"] > 0 and meta["best_loss"] > 0
     model = stages.load_model(ws, "vjepa2", 0)  # its encoder was frozen in stage 2
     assert digest(model.encoder.vit) == digest(load_model(first, "stage1").online.vit)
-    result = load_result(ws, "vjepa2_s0")
+    result = stages.load_result(ws, "vjepa2_s0")
     assert not result["loaded"] and result["batches_sha256"]
     assert result["updates"] == 12 and result["stage_updates"] == [6, 6]
 
@@ -445,7 +444,7 @@ def test_a_foreign_stage_1_claims_nothing(pixel_run, tmp_path):
     given = {"vjepa2__stage1__checkpoint": path}
     ws = tiny_workspace(tmp_path, tiny_config(**given))
     list(stages.train(ws, "vjepa2_s0"))
-    result = load_result(ws, "vjepa2_s0")
+    result = stages.load_result(ws, "vjepa2_s0")
     assert result["loaded"] and result["batches_sha256"] == ""
     wide = tiny_workspace(tmp_path, tiny_config(vjepa2__stage1__width=16, **given), "wide")
     refused(FileError, "was made for another config", list, stages.train(wide, "vjepa2_s0"))
