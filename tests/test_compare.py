@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tiny import OVERRIDES, digest, dotted, make_agent, make_store, refused, tiny_config
+from tiny import OVERRIDES, digest, dotted, make_agent, make_store, refused, seeded, tiny_config
 from tiny_runs import Said
 
 from hjepa_lib import __main__
@@ -220,7 +220,7 @@ def exact_agent(**more):
 
 def free_batch(count=6, steps=30):
     start = torch.full((count, 1, 2), 10.0)
-    actions = torch.rand(count, steps, 2, generator=torch.Generator().manual_seed(0)) - 0.3
+    actions = torch.rand(count, steps, 2, generator=seeded()) - 0.3
     positions = torch.cat([start, start + actions.cumsum(1)], 1)
     latents = positions.clone()
     return SimpleNamespace(latents=latents, actions=actions, positions=positions, scene=None)

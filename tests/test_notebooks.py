@@ -59,7 +59,7 @@ def shown_by(run, number, end="checks passed"):
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_code_has_its_form(path):
+def test_a_chapter_has_its_form(path):
     """N1, N2, N15; other parameters than `run` are used in the start cell only."""
     code = cells(path)
     assert code[0].source == cells(NOTEBOOKS[0])[0].source.replace(NAMES[0], path.stem)
@@ -79,9 +79,6 @@ def test_code_has_its_form(path):
     assert len(re.findall(r"(?m)^ *def ", shown)) <= 2
     assert "!pip" not in path.read_text()
 
-
-@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_it_reads_like_a_chapter(path):
     prose = [cell.source for cell in cells(path, "markdown")]
     contract = ("**Question.**", "| Inputs |", "| Outputs |", "| Time |")
     assert all(part in prose[0] for part in contract)

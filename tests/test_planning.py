@@ -335,7 +335,7 @@ def told(truth, **changes):
 
 def begun(world):
     layout = Layout.fixed(2) if world is TwoRooms else Layout.of([(0, 0), (1, 0)])
-    ends = world(layout).sample_start_goal(torch.Generator().manual_seed(0))
+    ends = world(layout).sample_start_goal(seeded())
     return Trials.of(*ends, layout, "made", world).begin("bounce", 0)
 
 
