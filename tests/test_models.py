@@ -54,12 +54,6 @@ def encoder_of(name, channels=2, image_size=65, **changes):
     return build_encoder(config, channels, image_size)
 
 
-def predictor_of(name, **changes):
-    config = Level1Config(predictor=name, latent_dim=16, hidden=8, **changes)
-    torch.manual_seed(0)
-    return PREDICTORS[name](config, 2, nn.Identity())
-
-
 @pytest.mark.parametrize("name", ["impala", "fast", "keypoint", "vit"])
 @pytest.mark.parametrize("size", [64, (65, 65), (40, 64)])
 def test_encoders_take_any_image_size(name, size, normaliser):
@@ -110,7 +104,8 @@ def test_images_that_do_not_fit_are_one_clear_error(level1):
 
 @pytest.mark.parametrize("name", ["mlp", "transformer"])
 def test_a_predictor_leaves_the_static_part_alone(name):
-    static = predictor_of(name, static_dim=5)
+    config = Level1Config(predictor=name, latent_dim=16, hidden=8, static_dim=5)
+    static = PREDICTORS[name](config, 2, nn.Identity())
     latent, action = torch.randn(7, 16), torch.randn(7, 2)
     after = static(latent, action)
     assert torch.equal(after[:, :5], latent[:, :5])

@@ -198,18 +198,13 @@ def state(*places, phase=0.0, period=20.0):
     return found
 
 
-def guard_of(frames):
-    """The guard's y in each last frame, from its picture."""
-    column = frames[:, -1, :, WALL].float()
-    return (column * torch.arange(65)).sum(1) / column.sum(1)
-
-
 def test_the_guard_walks_up_and_down_across_the_opening():
     rooms = doors(1)
     rooms.reset(state((10, 10), period=20))
     seen = []
     for _ in range(40):
-        seen.append(float(guard_of(rooms.render())))
+        column = rooms.render()[0, -1, :, WALL].float()
+        seen.append(float((column * torch.arange(65)).sum() / column.sum()))  # the guard's y
         rooms.step(torch.zeros(1, 2))
     assert seen[0] == pytest.approx(DOOR - REACH, abs=0.1)
     assert seen[10] == pytest.approx(DOOR + REACH, abs=0.1)

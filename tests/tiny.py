@@ -115,10 +115,6 @@ def make_level2(config, seed=1, third=False):
     return Level2(config.third if third else config.level2, config.level1.latent_dim)
 
 
-def make_level3(config, seed=2):
-    return make_level2(config, seed, third=True)
-
-
 def make_policy(config):
     torch.manual_seed(config.seed)
     return GoalPolicy(config.policies, tiny_normaliser())
@@ -145,7 +141,7 @@ def make_agent(config, seed=0):
     reach = {"latent": 1e-6, "distance": 1e-6}
     level3 = None
     if config.level3.enabled:
-        model = make_level3(config, seed + 2).eval().requires_grad_(False)
+        model = make_level2(config, seed + 2, third=True).eval().requires_grad_(False)
         level3 = TrainedMacro(model, reach, box)
     return Agent(
         level1, probe, head, level2, reach, box, config.planning, config.seed,
