@@ -288,16 +288,20 @@ def walls():
     return geometry, one.picture, goals
 
 
+def steps_to(geometry, here, goals):
+    return geometry.between(geometry.embed(here), geometry.embed_goal(goals))
+
+
 def test_graph_goes_around_the_wall_to_each_trials_own_goal(walls):
     geometry, picture, goals = walls
     start = picture.latents(START)
-    steps = geometry.between(geometry.embed(start), geometry.embed_goal(goals))
+    steps = steps_to(geometry, start, goals)
     around = 2 * math.hypot(5, 11) / geometry.step
     assert geometry.step == pytest.approx(2.0)
     assert steps[0] == pytest.approx(around, rel=0.06)  # 16 directions, the wall's lower end
     assert steps[1] == pytest.approx(0.5, abs=1e-4)
     start[0] = torch.nan
-    found = geometry.between(geometry.embed(start), geometry.embed_goal(goals))
+    found = steps_to(geometry, start, goals)
     assert found[0].isnan() and found[1] == steps[1]
 
 
@@ -310,7 +314,7 @@ def test_the_node_ahead_is_that_many_steps_on_along_the_shortest_way(walls):
     whole, rest = (geometry.between(geometry.embed(one), ends)[0] for one in (start, node))
     assert whole - rest == pytest.approx(4, abs=1.2)  # a hop is 1.1 steps at most
     geometry.begin(FLOOR, node)
-    gone = geometry.between(geometry.embed(start), geometry.embed_goal(node))[0]
+    gone = steps_to(geometry, start, node)[0]
     assert gone + rest == pytest.approx(float(whole), rel=1e-4)
 
 
@@ -348,13 +352,13 @@ def test_ways_to_sub_goals_bend_as_those_to_goals_do(walls):
     here, there = (picture.latents(torch.tensor([[x, 4.0], [5.0, 4.0]])) for x in (5.0, 15.0))
     for subgoals in (there, goals):
         geometry.begin(FLOOR, subgoals)
-        wanted = geometry.between(geometry.embed(here), geometry.embed_goal(subgoals))
+        wanted = steps_to(geometry, here, subgoals)
         geometry.begin(FLOOR, goals)
-        whole = geometry.between(geometry.embed(here), geometry.embed_goal(goals))
+        whole = steps_to(geometry, here, goals)
         for level in (3, 2, 2):
             found = geometry.embed_subgoal(subgoals, level, 8)
             torch.testing.assert_close(geometry.between(geometry.embed(here), found), wanted)
-        again = geometry.between(geometry.embed(here), geometry.embed_goal(goals))
+        again = steps_to(geometry, here, goals)
         torch.testing.assert_close(again, whole)
     found = geometry.embed_subgoal(there, 2, 8)
     assert geometry.between(geometry.embed(here), found)[0] > 6.0  # straight it is 5
@@ -390,7 +394,7 @@ def test_a_goal_among_no_nodes_is_beyond_all(walls, monkeypatch):
     geometry, _, goals = walls
     monkeypatch.setattr(graphs, "VISITED", 99.0)
     geometry.begin(FLOOR, goals)
-    assert geometry.between(geometry.embed(goals), geometry.embed_goal(goals)).isfinite().all()
+    assert steps_to(geometry, goals, goals).isfinite().all()
 
 
 def test_other_worlds_are_seen_locally_unless_an_encoder_is_chosen():
