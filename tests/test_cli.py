@@ -302,7 +302,7 @@ def test_failed_notebook_is_kept_and_named_and_resume_goes_on(notebooks, root, c
         write(notebooks, "02_b", source)
         assert main([*words, *more]) == 1
         out, err = capsys.readouterr()
-        error, again = err[err.index("error: ") :].splitlines()[:2]
+        error, again = err[err.index("error: 02_b") :].splitlines()[:2]
         assert error.startswith(f"error: 02_b failed{message}") and "failed after" in out
         assert again == "continue with: python -m hjepa_lib run --name a --resume --notebooks 1-2"
         assert "02_b" in (root / "a/report.html").read_text()  # S9
