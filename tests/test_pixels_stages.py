@@ -340,7 +340,7 @@ def test_stored_heads_predict_what_was_scored(ws):
     features = training.encode(load_model(ws, "jepa", 0), make_transitions(ws).test)
 
     def build(meta):
-        return heads.RewardHead(from_dict(RewardConfig, meta["config"]), meta["width"])
+        return RewardHead(from_dict(RewardConfig, meta["config"]), meta["width"])
 
     for kind in ("reward_mlp", "larp"):
         path = ws.run.stage_folder("heads_jepa_s0") / kind
