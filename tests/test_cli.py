@@ -445,6 +445,14 @@ def test_missing_and_damaged_runs_are_one_sentence(root):
         refused(ValueError, message, Run.open, "a")
 
 
+def test_one_thread_gives_the_others_back():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt), machine.one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+    assert torch.get_num_threads() == before
+
+
 def test_device_and_precision_are_chosen_once(monkeypatch):
     monkeypatch.setattr(machine, "_cpu_text", lambda: "model name : One\nflags : avx2 amx_bf16")
     config = CPU.override("precision=auto,device=cpu")

@@ -524,7 +524,7 @@ def test_a_figure_pools_seeds_and_nothing_else(tmp_path, monkeypatch):
     rows.append({"cell": "leak", "model": "two", "seed": 0, "h.horizon": 8})  # no trials, no n
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     seen = []
-    monkeypatch.setattr(engine.style, "save", lambda *_: None)
+    monkeypatch.setattr(engine.style, "png", lambda *_: b"")
     monkeypatch.setattr(engine, "success_against", lambda groups, *_, **__: seen.append(groups))
     engine.write_figures(tmp_path / "t.csv", ["h.horizon"])
     (groups,) = seen

@@ -147,7 +147,7 @@ def test_worlds_are_cells_of_their_own_drift_first_and_breakout_has_one_seed():
     ]  # fmt: skip
     (one,) = found.select(models="drift", seeds=(1,))
     shaped = one.training()  # by no setting of a planner
-    assert {key.split(".")[0] for key in shaped} == {"pixels", "precision"}
+    assert {key.split(".")[0] for key in shaped} == {"pixels", "precision", "recipe"}
     assert shaped["pixels.environment.id"] == worlds.DRIFT_ID
     for name in ("pixel_worlds", "noisy_tv", "pixel_ablations"):
         table = read_experiment(CONFIGS / f"{name}.yaml").table

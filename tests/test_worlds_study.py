@@ -126,6 +126,7 @@ def test_the_file_gives_every_row_as_many_settings():
     local = sum(not name.startswith("two_rooms") for name in worlds)  # level 1 sees walls
     graphs = ("choose_flat_graph", "choose_l1l2_graph", "choose_graph")
     assert {tried.pop(name) for name in graphs} == {8 * local}
+    assert tried.pop("choose_three_graph") == 8  # in mazes alone
     assert set(tried.values()) == {8 * len(worlds)}
     cases = [unit.case for unit in experiment.units if unit.case]
     assert {case.split for case in cases} == {"test", "validation"}

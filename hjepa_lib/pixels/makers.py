@@ -34,6 +34,7 @@ from hjepa_lib.pixels.stages import (
 )
 from hjepa_lib.pixels.training import HEADS, encode, fit, fit_head, in_chunks
 from hjepa_lib.pixels.transitions import scaled, shapes_of
+from hjepa_lib.runs.machine import one_thread
 from hjepa_lib.runs.workspace import Workspace, log_row
 from hjepa_lib.training.loop import Fit, Report, batches_sha256
 
@@ -187,7 +188,8 @@ def make_heads(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[
             heads[kind] = {}  # not applicable
             continue
         head, initial = work.module, fingerprint(work.module.net)
-        yield from ws.follow(work, f"{stage}_{kind}", partial(log_row, every=config.log_every))
+        with one_thread():
+            yield from ws.follow(work, f"{stage}_{kind}", partial(log_row, every=config.log_every))
         work.load_best()
         cell[kind] = head.eval().requires_grad_(False)(test.inputs(kind)).cpu().numpy()
         heads[kind] = {"initial_sha256": initial, "updates": work.update}

@@ -22,6 +22,7 @@ from hjepa_lib.pixels.measures import MOST, latents, pick, place_errors, rms
 from hjepa_lib.pixels.training import HEADS, RewardHead, encode, fit_head
 from hjepa_lib.pixels.transitions import Transitions
 from hjepa_lib.runs.keys import Stage, made_of
+from hjepa_lib.runs.machine import one_thread
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
@@ -55,6 +56,7 @@ def load_labels(ws: Workspace) -> dict[str, Any]:
     return {"rows": rows, "sentences": said}
 
 
+@one_thread()
 def make_labels(ws: Workspace, folder: Path) -> None:
     """R2 on test rows of each head from N labelled rows, drawn alike for all models; a quarter as
     many labelled ones choose its weights, and have an R2, too (`r2_choice`)."""

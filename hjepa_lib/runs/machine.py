@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import joblib
@@ -32,6 +33,19 @@ def set_up(threads: int | None = None) -> int:
         _ = mallopt(-3, keep) or mallopt(-4, 0)
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For models so small that threads wait for each other longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def has_device(name: str) -> bool:

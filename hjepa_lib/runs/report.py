@@ -21,6 +21,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.worlds.trials import trials_hash
 
 SCHEMA = 1
+_EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
 
 
@@ -209,7 +210,9 @@ def _figures(run: Run) -> dict[str, list[dict[str, Any]]]:
     for name, note in sorted(notes.items(), key=lambda item: item[1]["notebook"]):
         path = run.path / "figures" / name
         if path.suffix in found and path.is_file():
-            source = data_uri(read_bytes(path), path.suffix[1:])
+            data, source = read_bytes(path), quote(f"figures/{name}")
+            if len(data) <= _EMBED_LIMIT:
+                source = data_uri(data, path.suffix[1:])
             caption = note["caption"] or path.stem.replace("_", " ")
             found[path.suffix].append(note | {"caption": caption, "source": source})
     return {"Episodes": found[".gif"], "Figures": found[".png"]}

@@ -26,6 +26,7 @@ from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.planning import GRAPH, METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
 from hjepa_lib.runs.keys import Stage, core_stages, files_of
+from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.latents import LatentStore
@@ -192,6 +193,8 @@ def tuned_pair(config: Config) -> list[Case]:
 def best(rows: Iterable[dict]) -> tuple[str, str]:
     """(method, cost) of most success; path efficiency, then less compute, break ties."""
     planned = [row for row in rows if row["flops_per_step"] is not None]
+    if not planned:
+        raise RunError("there is no result of a planner with a world model to choose from")
     names = ("success_rate", "path_efficiency")
     winner = max(planned, key=lambda row: (*(row[name] for name in names), -row["flops_per_step"]))
     return winner["method"], winner["cost"]

@@ -3,6 +3,7 @@
 Lengths are px, (x, y) with y down; S steps, R planning calls.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from hjepa_lib.evaluation.metrics import near_goal, solved
 from hjepa_lib.figures.data import room_of
 from hjepa_lib.files import WorkbookError
 from hjepa_lib.models.local import Scene as LocalScene
-from hjepa_lib.planning.agent import Agent
+from hjepa_lib.planning.agent import P1_CAP, Agent
 from hjepa_lib.worlds.base import World
 from hjepa_lib.worlds.layout import DOOR_RANGE, WALL_RANGE, Layout
 from hjepa_lib.worlds.trials import Trials
@@ -184,8 +185,9 @@ def play(
     planning = planning or agent.planning
     shuffled = method != "flat" and planning.hierarchy.control == "shuffle"
     task = trials_of(scene, COMPANIONS if shuffled else 0, row)
-    policy = LatentPolicy(agent, method, planning, fans=True)
-    outcome = run_episodes(policy, task, dynamics, steps, planning.action_cap, agent.seed)
+    cap = planning.action_cap or P1_CAP
+    policy = LatentPolicy(agent, method, dataclasses.replace(planning, action_cap=cap), fans=True)
+    outcome = run_episodes(policy, task, dynamics, steps, cap, agent.seed)
     actions, states = outcome.actions[0], outcome.states
     states = torch.as_tensor((outcome.positions if states is None else states)[0])  # (S+1, N)
     world = scene.world(len(states))
