@@ -149,7 +149,8 @@ def worlds_block(rows: pd.DataFrame) -> str:
             )
             text = cells(row)["success, % (95 %)"]
             if row.flops_per_step > 0:
-                text += f", {row.cost} cost, {row.flops_per_step / 1e6:.0f} MFLOP"
+                text += f", {row.cost} cost" * (row.cost != "none")
+                text += f", {row.flops_per_step / 1e6:.0f} MFLOP"
             if row.seeds < found["seeds"].max():
                 text += f", seeds: {row.seeds}"
             line[head] = "<br>".join(filter(None, [line.get(head), text]))
