@@ -435,7 +435,7 @@ def test_names_that_could_leave_the_outputs_folder_are_refused(root):
     assert not root.exists()
 
 
-def test_missing_and_damaged_runs_are_one_sentence(root):
+def test_missing_and_damaged_runs_are_one_sentence(root, monkeypatch):
     refused(RunError, "no run in", Run.open)
     manifest = Run.create("a", CPU).path / "manifest.json"
     refused(RunError, r"'b' does not exist.*newest ones are: a", Run.open, "b")
@@ -443,6 +443,15 @@ def test_missing_and_damaged_runs_are_one_sentence(root):
     for text, message in ((manifest.read_text()[:99], "not valid JSON"), ("{}", "no run manifest")):
         manifest.write_text(text)
         refused(ValueError, message, Run.open, "a")
+
+    def full(path, obj):
+        raise FileError("cannot write: no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(FileError):
+        patch.setattr("hjepa_lib.runs.run.write_json", full)
+        Run.create("b", CPU)
+    assert list_runs() == ["a"] and (root / "latest").read_text() == "a\n"
+    assert Run.create("b", CPU).name == "b"
 
 
 def test_one_thread_gives_the_others_back():

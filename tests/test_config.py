@@ -228,6 +228,7 @@ def test_every_setting_is_explained():
     text = settings_text("level2.c")
     assert text.splitlines()[0] == "level2.classes = 8   [2, inf)"
     assert "Classes per group." in text and "acts with level2.latent=categorical" in text
+    refused(ConfigError, "no setting begins with 'level7'", settings_text, "level7")
 
 
 @pytest.mark.parametrize("name", PRESETS)

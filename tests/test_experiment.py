@@ -532,15 +532,13 @@ def test_a_figure_pools_seeds_and_nothing_else(tmp_path, monkeypatch):
     assert "model one-a, split test, budget 0.5, p1, bounce" in groups
 
 
-@pytest.mark.parametrize("kind", ["flat", "call"])
-def test_c2_a_cell_of_the_profile_full_waits_for_yes_on_a_cpu(make, kind):
+@pytest.mark.parametrize("cell", [{"method": "random"}, {"call": "test_experiment:describe"}])
+def test_c2_a_cell_of_the_profile_full_waits_for_yes_on_a_cpu(make, cell):
     def change(tree):
         tree |= {"base": {"profile": "full"}, "models": {"base": {}}}
-        tree["cells"] = [{"name": kind, "model": "base", "method": "random"}]
-        if kind == "call":
-            tree["cells"] = [{"name": kind, "call": "test_experiment:describe", "model": "base"}]
+        tree["cells"] = [{"name": "one", "model": "base", **cell}]
 
-    refused(RunError, "add --yes to start", run, make(change), kind)
+    refused(RunError, "add --yes to start", run, make(change))
 
 
 def test_a_cell_may_call_a_function(make):
@@ -561,7 +559,6 @@ def test_a_cell_may_call_a_function(make):
 
 
 def test_i1_stages_and_files_of_a_wing_shape_its_rows(make, tmp_path, monkeypatch):
-    """What the settings do not say: how often code or a file of weights became another one."""
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"one")
     one = {"call": "hjepa_lib.pixels.studies:score_models", "model": "base"}

@@ -154,9 +154,13 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence():
         np.zeros((5, 8, 8), np.uint8),
     ):  # fmt: skip
         refused(FigureError, "frames must be", data.frame_rgb, wrong)
+    free = {"a": rows(flops_per_step=0.0)}
     for message, draws, *arguments in (
         ("frames must", data.frame_rgb, 255 * np.ones((1, 8, 8)), True),
         ("'idm'", training.loss_curves, [{"step": 1, "sim": 1}], ["idm"]),
+        ("at least one row", success.success_rows, []),
+        ("no column 'depth'", success.success_against, {"a": rows()}, "depth"),
+        ("compute above 0", success.success_against, free, "flops_per_step"),
     ):
         refused(FigureError, message, draws, *arguments)
 

@@ -12,7 +12,7 @@ from hjepa_lib.__main__ import main
 from hjepa_lib.config import OptimConfig, differences, profile, read_yaml
 from hjepa_lib.config.pixels import EpochsConfig, GridConfig
 from hjepa_lib.figures.training import loss_curves
-from hjepa_lib.files import FileError, read_json, save_npz
+from hjepa_lib.files import FileError, WorkbookError, read_json, save_npz
 from hjepa_lib.grids import buffer as buffers
 from hjepa_lib.grids import figures, measures, stages, world
 from hjepa_lib.grids.buffer import GridBuffer
@@ -534,6 +534,8 @@ def test_grid_models_are_paired_by_seed():
     assert said[2].startswith("generative against random, no difference shown: facts read wrong")
     assert measures.paired_sentences(rows[::-1]) == said  # by seed, not by place
     assert "nothing claimed: 2 of 3 seeds" in measures.paired_sentences(rows[:6])[0]
+    with pytest.raises(WorkbookError, match="jepa and generative have no rows of the same"):
+        measures.paired_sentences(rows[1:])
 
 
 def test_the_tuning_sweep_has_a_table(root):

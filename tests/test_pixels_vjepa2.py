@@ -219,6 +219,8 @@ def test_rollout_equals_a_manual_loop(given, world):
         inputs = torch.cat([inputs, world(inputs, action[:, :t])[:, -1:]], dim=1)
     rolled = world.rollout(z[:, :given], action, 7 - given)
     assert torch.allclose(rolled, inputs[:, given:], atol=1e-5)
+    longer = z[:, :1], torch.cat([action, action], dim=1), 7
+    refused(ConfigError, "has seen windows of 6 steps, not of 7", world.rollout, *longer)
 
 
 def test_rollout_gradient_runs_through_several_steps(world):

@@ -219,6 +219,7 @@ def test_player_is_one_self_contained_piece(story, flat):
     assert [len(row) for row in told["ahead"]] == [min(AHEAD, STEPS - i) for i in range(STEPS)]
     assert players.colours_of(flat, story) == [style.BLUE, style.ORANGE]
     assert players.colours_of(flat, flat) == [style.BLUE, style.PURPLE]
+    refused(style.FigureError, "one story or two, got 3", players.player, story, story, story)
 
 
 def test_sprite_holds_the_frames_in_reading_order(story):

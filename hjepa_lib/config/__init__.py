@@ -15,41 +15,33 @@ from hjepa_lib.config.fields import (
     Section,
     acts,
     describe,
-    from_dict,
     gone_from,
     leaves,
     names_in,
     needs,
     to_dict,
 )
-from hjepa_lib.config.optim import EpochsConfig, OptimConfig
+from hjepa_lib.config.fields import from_dict as from_dict
+from hjepa_lib.config.optim import EpochsConfig
+from hjepa_lib.config.optim import OptimConfig as OptimConfig
 from hjepa_lib.config.pixels import PixelsConfig
-from hjepa_lib.config.planning import (
-    ChaptersConfig,
-    EvaluationConfig,
-    HierarchyConfig,
-    PlannerConfig,
-    PlanningConfig,
-    SearchConfig,
-)
+from hjepa_lib.config.planning import ChaptersConfig, EvaluationConfig, PlanningConfig
+from hjepa_lib.config.planning import HierarchyConfig as HierarchyConfig
+from hjepa_lib.config.planning import PlannerConfig as PlannerConfig
+from hjepa_lib.config.planning import SearchConfig as SearchConfig
+from hjepa_lib.config.two_rooms import WORLDS as WORLDS
 from hjepa_lib.config.two_rooms import (
-    WORLDS,
     DataConfig,
     DistanceConfig,
     Level1Config,
     Level2Config,
     Level3Config,
-    LossConfig,
     PolicyConfig,
     TrackingConfig,
-    names_world,
 )
+from hjepa_lib.config.two_rooms import LossConfig as LossConfig
+from hjepa_lib.config.two_rooms import names_world as names_world
 
-# Besides what is made here: what is to be had here, too.
-__all__ = [
-    "WORLDS", "HierarchyConfig", "LossConfig", "OptimConfig", "PlannerConfig", "SearchConfig",
-    "from_dict",
-]  # fmt: skip
 Overrides = str | Sequence[str] | dict[str, Any]
 
 

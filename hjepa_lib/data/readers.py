@@ -30,9 +30,6 @@ _CHANNELS = range(1, 17)  # a stack of frames has many
 _POSITION = re.compile(r"(?P<name>[A-Za-z_][^:,]*)?(?:(?:^|:)(?P<x>\d+),(?P<y>\d+))?")
 
 Pieces = Callable[[], Iterator[np.ndarray]]
-_Columns = dict[str, Callable[[], np.ndarray]]
-_Found = tuple[np.ndarray, np.ndarray, _Columns, tuple[int, ...], np.dtype, Pieces]
-# Lengths, actions, columns, shape and dtype of all frames, and these, with the file's own axes.
 
 
 class Recording(NamedTuple):
@@ -43,6 +40,17 @@ class Recording(NamedTuple):
     positions: np.ndarray  # (N, 2) float32 in the file's unit, (N, 0) where none is named
     shape: tuple[int, int, int]  # (C, Hpx, Wpx) of a frame
     pieces: Pieces  # all frames in order, (n, C, Hpx, Wpx) uint8 each
+
+
+class _Found(NamedTuple):
+    """The same before it is checked, with the file's own axes."""
+
+    lengths: np.ndarray
+    actions: np.ndarray
+    columns: dict[str, Callable[[], np.ndarray]]
+    shape: tuple[int, ...]  # of all frames
+    kind: np.dtype
+    pieces: Pieces
 
 
 def is_recording(source: str) -> bool:
@@ -65,9 +73,10 @@ def read(source: str, position: str = "") -> Recording:
     form = _minari if source.startswith(MINARI) else _npz
     form = _h5 if source.lower().endswith(H5) else form
     with files.told(source, "a whole recording"):
-        lengths, actions, columns, shape, kind, own = form(source)
-        positions = _positions(source, position, columns, len(actions))
-    total = int(lengths.sum())
+        found = form(source)
+        positions = _positions(source, position, found)
+    lengths, shape = np.asarray(found.lengths, np.int64), tuple(found.shape)
+    total, actions = int(lengths.sum()), found.actions
     actions = actions[:, None] if actions.ndim == 1 else actions
     last = len(shape) == 4 and shape[3] in _CHANNELS
     if not len(lengths) or lengths.min() < 2:
@@ -77,9 +86,9 @@ def read(source: str, position: str = "") -> Recording:
     if not total == len(actions) == shape[0]:
         said = f"{total} states in episodes, {len(actions)} actions, {shape[0]} frames"
         raise FileError(f"{source}: frames do not match: {said}")
-    if kind != np.uint8 or not (last or (len(shape) == 4 and shape[1] in _CHANNELS)):
+    if found.kind != np.uint8 or not (last or (len(shape) == 4 and shape[1] in _CHANNELS)):
         wanted = "(N, H, W, C) uint8 with 1 to 16 channels"
-        raise FileError(f"{source}: frames must be {wanted}, got {shape} {kind}")
+        raise FileError(f"{source}: frames must be {wanted}, got {shape} {found.kind}")
     actions = actions.astype(np.float32)
     actions[lengths.cumsum() - 1] = 0
     for name, rows in (("action", actions), ("position", positions)):
@@ -89,25 +98,25 @@ def read(source: str, position: str = "") -> Recording:
 
     def pieces() -> Iterator[np.ndarray]:
         with files.told(source, "a whole recording"):
-            for piece in own():
+            for piece in found.pieces():
                 yield np.moveaxis(piece, -1, 1) if last else piece
 
     frame = (shape[3], *shape[1:3]) if last else shape[1:]
     return Recording(lengths, actions, positions, frame, pieces)
 
 
-def _positions(source: str, position: str, columns: _Columns, count: int) -> np.ndarray:
+def _positions(source: str, position: str, found: _Found) -> np.ndarray:
     if not position:
-        return np.zeros((count, 0), np.float32)
+        return np.zeros((len(found.actions), 0), np.float32)
     match = _POSITION.fullmatch(position.replace(" ", ""))
     if not match:
         wanted = "two components, like state:0,1 or 0,1 or state"
         raise FileError(f"data.position must name {wanted}; got {position!r}")
     name, picked = match["name"] or STATE, [int(match["x"] or 0), int(match["y"] or 1)]
-    if name not in columns:
-        known = ", ".join(sorted(columns)) or "none"
+    if name not in found.columns:
+        known = ", ".join(sorted(found.columns)) or "none"
         raise FileError(f"{source} has no column {name!r} for data.position; it has: {known}")
-    values = np.asarray(columns[name]())
+    values, count = np.asarray(found.columns[name]()), len(found.actions)
     fits = values.ndim == 2 and values.dtype.kind in "fiu" and len(values) == count
     if not fits or max(picked) >= values.shape[1]:
         wanted = f"({count}, {max(picked) + 1} or more) numbers"
@@ -152,7 +161,7 @@ def _h5(path: str) -> _Found:
     def pieces() -> Iterator[np.ndarray]:
         return (rows("pixels", slice(start, start + starts.step)) for start in starts)
 
-    return lengths, rows("action"), columns, shape, kind, pieces
+    return _Found(lengths, rows("action"), columns, shape, kind, pieces)
 
 
 def write_h5(path: str | Path, data: Trajectories) -> Path:
@@ -210,7 +219,7 @@ def _npz(path: str) -> _Found:
                 yield np.frombuffer(stream.read(int(np.prod(part))), np.uint8).reshape(part)
 
     columns = {name: lambda name=name: files.load_npz(path, (name,))[name] for name in names}
-    return np.diff(ends, prepend=-1), found["actions"], columns, shape, kind, pieces
+    return _Found(np.diff(ends, prepend=-1), found["actions"], columns, shape, kind, pieces)
 
 
 def _minari(source: str) -> _Found:
@@ -240,4 +249,4 @@ def _minari(source: str) -> _Found:
     joined = {name: lambda parts=parts: np.concatenate(parts) for name, parts in columns.items()}
     rest = joined, (sum(lengths), *shape), kind
     pictures = lambda: (seen[frames] for _, seen, frames in episodes())  # noqa: E731
-    return np.array(lengths, np.int64), np.concatenate(actions), *rest, pictures
+    return _Found(np.array(lengths), np.concatenate(actions), *rest, pictures)

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 
 from hjepa_lib.figures import primitives as draw
 from hjepa_lib.figures import style
-from hjepa_lib.figures.style import styled
+from hjepa_lib.figures.style import FigureError, styled
 
 PRICES = {
     "flops_per_step": "forward FLOPs per environment step",
@@ -30,9 +30,13 @@ Rows = Sequence[Mapping[str, Any]] | pd.DataFrame
 _ENDS = ["rate", "low", "high"]
 
 
-def tidy(rows: Rows) -> pd.DataFrame:
-    """The rows with `rate`, `low`, `high` and a `label`."""
+def tidy(rows: Rows, column: str = "method") -> pd.DataFrame:
+    """The rows with `rate`, `low`, `high` and a `label`; FigureError without any or a column."""
     table = pd.DataFrame(rows)
+    if table.empty:
+        raise FigureError("a figure of success needs at least one row")
+    if column not in table:
+        raise FigureError(f"the rows have no column {column!r}")
     cost = table["cost"].fillna("none").replace("", "none")
     names = table["method"].where(cost == "none", table["method"] + ", " + cost + " cost")
     table = table.assign(cost=cost, label=names)
@@ -162,7 +166,7 @@ def success_against(
     width = 3.5 if len(groups) > 1 else 5.0
     figure, axes = style.grid_of(len(groups), 3, width, 2.9 - width, title=title, sharey=True)
     for axis, (name, rows) in zip(axes, groups.items(), strict=True):
-        table = tidy(rows)
+        table = tidy(rows, x)
         if x in PRICES:
             _priced(axis, table, x)
         else:
@@ -190,6 +194,8 @@ def _settings(axis: Axes, table: pd.DataFrame, x: str) -> None:
 
 def _priced(axis: Axes, table: pd.DataFrame, x: str) -> None:
     prices = table[x].dropna()
+    if (prices <= 0).any() or prices.empty:
+        raise FigureError(f"success against {x} needs rows with a compute above 0")
     for label, part, look in _planners(table):
         if part[x].isna().all():
             draw.levels(axis, {label: part["rate"].iloc[0]})

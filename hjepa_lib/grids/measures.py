@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hjepa_lib.evaluation.statistics import claim, over_seeds, sentence
+from hjepa_lib.files import WorkbookError
 from hjepa_lib.grids.buffer import GridBatch, GridBuffer
 from hjepa_lib.grids.models import GridJepa, GridModel, GridTwin
 from hjepa_lib.grids.world import COLOURS, facts
@@ -176,6 +177,8 @@ def paired_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     table = pd.DataFrame(rows).pivot(index="seed", columns="model", values="fact_accuracy")
     told, wrong = [], 1 - table
     for one, two in PAIRS:
+        if wrong[[one, two]].isna().any(axis=None):
+            raise WorkbookError(f"{one} and {two} have no rows of the same training seeds")
         gap = claim(wrong[[one]], wrong[[two]], least_blocks=1)
         told.append(sentence(one, two, gap, "facts read wrong", blocks=False))
     return told

@@ -137,18 +137,18 @@ class WorldModel(nn.Module):
 
     def __init__(self, config: PixelsConfig, shapes: PixelShapes) -> None:
         super().__init__()
-        self.stage, length = config.vjepa2.stage2, config.data.sequence
+        self.stage, self.length = config.vjepa2.stage2, config.data.sequence
         stage, dim = self.stage, config.encoder.latent_dim
-        if stage.rollout_steps > length:
+        if stage.rollout_steps > self.length:
             raise ConfigError(
                 f"pixels.vjepa2.stage2.rollout_steps={stage.rollout_steps} does not fit into "
-                f"windows of pixels.data.sequence={length} transitions"
+                f"windows of pixels.data.sequence={self.length} transitions"
             )
         width, sizes = dim + config.action_dim, (stage.heads, stage.head_dim, stage.mlp_dim)
         self.embedding = action_embedding(shapes, config.action_dim)
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(width)
         self.join = nn.Linear(width, width)
-        self.position = nn.Parameter(torch.zeros(length, width))
+        self.position = nn.Parameter(torch.zeros(self.length, width))
         self.blocks = nn.ModuleList(Block(width, *sizes, stage.dropout) for _ in range(stage.depth))
         self.out = nn.Linear(width, dim)
         initialise(self)
@@ -157,11 +157,13 @@ class WorldModel(nn.Module):
             nn.init.zeros_(self.out.weight)
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """(B, T, D), actions (B, T) or (B, T, A) -> predictions of z_1 .. z_T, (B, T, D).
-
-        T is at most that of the windows that it was trained on.
-        """
+        """(B, T, D), actions (B, T) or (B, T, A) -> predictions of z_1 .. z_T, (B, T, D)."""
         steps = latents.shape[1]
+        if steps > self.length:
+            raise ConfigError(
+                f"the world model has seen windows of {self.length} steps, not of {steps}: ask for "
+                "a shorter roll-out, or raise pixels.data.sequence and train again"
+            )
         x = self.join(torch.cat([self.norm_in(latents), self.embedding(actions)], dim=-1))
         x = x + self.position[:steps]
         causal = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()

@@ -1,4 +1,7 @@
-"""Training curves: `metrics.jsonl`, always, and an experiment tracker where settings name one."""
+"""Training curves: `metrics.jsonl`, always, and an experiment tracker where the settings name one.
+
+metrics.jsonl has one JSON object per line: `stage`, `step` and values.
+"""
 
 import contextlib
 import datetime
@@ -15,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """The metrics file of one run, written under its lock."""
+    """The metrics file of one run, written under its lock.
+
+    A half-written last line is ignored by readers and cut off by `rewind`, which begins a training.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -4,15 +4,15 @@ Executed copies go to `<run>/notebooks/` (`.running` while at work, `.failed` af
 """
 
 import ast
+import contextlib
 import datetime
 import functools
 import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 from hjepa_lib.config import Config
 from hjepa_lib.files import WorkbookError, extra, first_line, plain, sha256, told, write_json
@@ -103,7 +103,7 @@ def run_notebooks(
         say(f"{path.stem:<20} ", end="", flush=True)
         start = time.perf_counter()
         try:
-            with patch.dict(os.environ, _kernel_environment(run, threads)):
+            with _kernel_environment(run, threads):
                 _execute(run, path)
         except BaseException as error:
             word = "failed" if isinstance(error, NotebookFailed) else "interrupted"
@@ -178,14 +178,20 @@ def _execute(run: Run, path: Path) -> None:
     failed.unlink(missing_ok=True)
 
 
-def _kernel_environment(run: Run, threads: int | None) -> dict[str, str]:
-    """What the kernel inherits besides."""
-    library = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
-    found = {
+@contextlib.contextmanager
+def _kernel_environment(run: Run, threads: int | None) -> Iterator[None]:
+    """What the kernel inherits."""
+    before, library = dict(os.environ), str(Path(__file__).resolve().parents[2])
+    os.environ |= {
         "HJEPA_HEADLESS": "1",
         "HJEPA_OUTPUTS": str(run.path.parents[run.name.count("/")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, library)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [library, before.get("PYTHONPATH")])),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if threads else ()
-    return found | dict.fromkeys(names, str(threads))
+    if threads:
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before

@@ -21,8 +21,8 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.worlds.trials import trials_hash
 
 SCHEMA = 1
-_EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 _RUN = ("run", "profile", "seed", "created", "revision", "device", "precision")
+_EMBED_LIMIT = 2_000_000  # bytes; a larger image is linked instead, so that the page stays small
 
 
 def build_summary(run: Run, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

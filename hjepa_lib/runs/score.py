@@ -69,8 +69,9 @@ def stage_of(
     about = {"case": case.digest, "pictures": False, "latency": latency}
     name = f"{folder}/{case.name}"
     played = files_of(case.world) if names_world(case.world) else ()  # floors read no stage
-    more = {"folder": folder, "about": about, "recipe": case.recipe, "files": played}
-    return Stage(name, _make, reads=reads, **more)
+    return Stage(
+        name, _make, reads=reads, recipe=case.recipe, folder=folder, about=about, files=played
+    )
 
 
 def _play(

@@ -126,8 +126,10 @@ def seeded_noise(generator: torch.Generator, device: torch.device) -> Iterator[N
     """Inside, torch's global generators are seeded from `generator`; then they are as before."""
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Every update is here, and torch.manual_seed formats a traceback each time.
-        (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
+        if device.type == "cpu":  # as every update: torch.manual_seed formats a traceback
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         yield
 
 

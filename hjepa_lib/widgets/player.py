@@ -31,7 +31,12 @@ _COLUMNS = 16  # frames per row of the sprite
 
 
 def player(*stories: Story) -> style.Html:
-    """One story with all its panels, or two of the same layout side by side, a clock for both."""
+    """One story with all its panels, or two of the same layout side by side, a clock for both.
+
+    FigureError for any other number.
+    """
+    if len(stories) not in (1, 2):
+        raise style.FigureError(f"a player shows one story or two, got {len(stories)}")
     data = json.dumps(payload(stories), separators=(",", ":"), allow_nan=False)
     page = Template(_part("player.html")).substitute(
         css=_part("player.css"),

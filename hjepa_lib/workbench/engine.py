@@ -1,6 +1,7 @@
 """The engine: what an experiment file asks for and its table lacks is trained, played and added.
 
-Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<digest>`.
+Every model and seed is an ordinary run, `outputs/<experiment>/<model>-s<seed>-<digest>`. The same
+command goes on wherever another one ended.
 """
 
 import functools
@@ -81,10 +82,10 @@ def run_experiment(
 
 def _prepare(experiment: Experiment, todo: list[Unit], yes: bool) -> None:
     """What is refused before any work."""
-    for unit in todo[:1]:  # all of one profile
+    if todo:  # all of one profile, all notebooks the same
         names = next((one.cell.notebooks for one in todo if one.cell.notebooks), "")
         paths = notebooks.select_notebooks(names) if names else []
-        notebooks.prepare(unit.trained, paths, yes)
+        notebooks.prepare(todo[0].trained, paths, yes)
     table, root = experiment.table, repository()
     committed = table.parent != experiment.folder and table.is_relative_to(root)
     if todo and committed and machine.revision(root).endswith("-dirty"):  # I10

@@ -181,7 +181,7 @@ class Unit:
         So do the files and runs that they name, and an own world's, by content and key (I1).
         """
         config, call = self.model.config, self.cell.call
-        if re.search(r"\.(pixels|grids)\.", call):  # nothing else shapes their models
+        if re.match(r"hjepa_lib\.(pixels|grids)\.", call):  # nothing else shapes their models
             every, stages = flatten(config).items(), self.cell.function.stages(self.trained)
             found = {key: one for key, one in every if key.startswith(("pixels.", "precision"))}
             found |= {f"recipe.{one.name}": one.recipe for one in stages.values() if one.recipe > 1}

@@ -58,19 +58,19 @@ class World:
     B rows (two int16 each) of `layout` mean is its own, (0, 0) in a world with one layout.
     """
 
-    frame_shape = (2, 65, 65)  # (C, Hpx, Wpx) of one frame, uint8
-    stacked = 1  # frames of one observation, oldest first
-    action_size = 2
-    action_cap = 2.45  # largest action, px where it moves the dot
-    slides = False  # along walls, whatever dynamics are asked for
-    resumes = True  # a state says how it goes on
-    action_ball = True  # the cap is of the Euclidean norm, else of each component
-    state_size = 2
-    place = (0, 1)  # columns of a state that are x and y, px
-    max_steps = 200  # of an episode
-    radius = math.sqrt(2)  # px, see `reached`
+    frame_shape: ClassVar[tuple[int, int, int]] = (2, 65, 65)  # (C, Hpx, Wpx) of one frame, uint8
+    stacked: ClassVar[int] = 1  # frames of one observation, oldest first
+    action_size: ClassVar[int] = 2
+    action_cap: ClassVar[float] = 2.45  # largest action, px where it moves the dot
+    slides: ClassVar[bool] = False  # along walls, whatever dynamics are asked for
+    resumes: ClassVar[bool] = True  # a state says how it goes on
+    action_ball: ClassVar[bool] = True  # the cap is of the Euclidean norm, else of each component
+    state_size: ClassVar[int] = 2
+    place: ClassVar[tuple[int, int]] = (0, 1)  # columns of a state that are x and y, px
+    max_steps: ClassVar[int] = 200  # of an episode
+    radius: ClassVar[float] = math.sqrt(2)  # px, see `reached`
     task_sets: ClassVar[tuple[str, ...]] = ()  # kinds of tasks that `draw_tasks` knows
-    trial_file = ""  # how a built-in world's begin, "": with its name
+    trial_file: ClassVar[str] = ""  # how a built-in world's begin, "": with its name
     trials: ClassVar[dict[str, int]] = {"validation": 500, "test": 500}  # tasks of a split and set
 
     layout: Layout
