@@ -169,7 +169,7 @@ COLOURS = {
     "enc_dec_jepa": PURPLE, "enc_dec": ORANGE, "generative": ORANGE, "l2": ORANGE,
     "level 2": ORANGE, "hier": ORANGE, "jepa": BLUE,
     "flat": BLUE, "l1": BLUE, "level 1": BLUE, "gcbc": SKY, "idm": GREEN, "hilp": PURPLE,
-    "graph": INK,
+    "graph": INK, "mean reward": MUTED, "action blind": MUTED, "full": MUTED,
 }  # fmt: skip
 """What a planner, level or model is drawn in: the first of these that its name contains."""
 
