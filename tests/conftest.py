@@ -1,6 +1,7 @@
 """Shared fixtures: tiny settings, trajectories, models and one whole tiny run (see tiny.py)."""
 
 import dataclasses
+import os
 import shutil
 
 import hypothesis
@@ -17,6 +18,7 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training import probes
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of kernels
 torch.set_num_threads(1)  # tensors are tiny: a second thread would only wait for the first
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

@@ -370,7 +370,7 @@ def test_its_key_knows_the_heads_and_the_weights_it_starts_from(tmp_path):
 
     def key(**changes):
         ws = tiny_workspace(tmp_path, tiny_config(**changes), next(names))
-        return ws.key(studies.label_study(ws))
+        return [ws.key(stage) for stage in studies.label_study(ws)]
 
     plain = key()
     for changes in ({"reward__labels": (30,)}, {"jepa__ema_decay": 0.5}, {"seeds": 2}):

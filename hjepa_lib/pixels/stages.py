@@ -17,6 +17,7 @@ from hjepa_lib.pixels import models
 from hjepa_lib.pixels.compare import COMPARED
 from hjepa_lib.pixels.networks import PatchDecoder
 from hjepa_lib.pixels.transitions import Transitions
+from hjepa_lib.runs.beside import beside
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
@@ -102,9 +103,8 @@ def stage_of(ws: Workspace, name: str) -> Stage:
 
 
 def train(ws: Workspace, *names: str) -> Iterator[Report]:
-    """Make stages here, their inputs first; without names all of them."""
-    for name in names or pixel_stages(ws.config):
-        yield from ws.make(stage_of(ws, name))
+    """Make stages here, side by side where that helps; without names all of them."""
+    return beside(ws, [stage_of(ws, name) for name in names or pixel_stages(ws.config)])
 
 
 def find(ws: Workspace, name: str) -> Path:

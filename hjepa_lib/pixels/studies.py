@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hjepa_lib.runs.machine import one_thread
 from hjepa_lib.runs.report import leave_section
 from hjepa_lib.runs.run import outputs_root
 from hjepa_lib.runs.workspace import Workspace, open_run
+from hjepa_lib.training.loop import Report
 from hjepa_lib.training.probes import collapse
 
 ROWS = 512  # choice transitions whose latents are described
@@ -39,52 +41,54 @@ PAYS = ("next state", "present state")
 """What a row is labelled with: its reward, and as control that of the row before."""
 
 
-def label_study(ws: Workspace) -> Stage:
-    """The stage `labels`: reward heads of frozen models from ever more labelled rows."""
-    made, seeds = stages.pixel_stages(ws.config), range(ws.config.pixels.seeds)
-    reads = (stages.DATA, *(stages.name_of(name, n) for n in seeds for name in STUDIED))
-    reads = tuple(made[name] for name in reads)
-    return Stage("labels", make_labels, ("pixels.reward",), reads, 2, "pixels/labels")
+def label_study(ws: Workspace) -> list[Stage]:
+    """A stage per trained model: reward heads of it, frozen, from ever more labelled rows."""
+    made, found = stages.pixel_stages(ws.config), []
+    for number, name in itertools.product(range(ws.config.pixels.seeds), STUDIED):
+        own = stages.name_of(name, number, "labels")
+        reads = (made[stages.DATA], made[stages.name_of(name, number)])
+        make = partial(make_labels, name=name, number=number)
+        found.append(Stage(own, make, ("pixels.reward",), reads, folder=f"pixels/{own}"))
+    return found
 
 
 def load_labels(ws: Workspace) -> dict[str, Any]:
     """`rows` of the study (pays, model, head, labels, seed, r2) and its `sentences`."""
-    rows = read_json(ws.obtain(label_study(ws)) / "labels.json")["rows"]
+    made = [read_json(ws.obtain(stage) / "labels.json") for stage in label_study(ws)]
+    rows = [row for one in made for row in one["rows"]]
     said = label_sentences(rows)
     lists = {"Look-ahead against plain heads, by labels": said}
     leave_section(ws.run, "25-labels", {"title": "Labels that looking ahead saves", "lists": lists})
     return {"rows": rows, "sentences": said}
 
 
-@one_thread()
-def make_labels(ws: Workspace, folder: Path) -> None:
+def make_labels(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:
     """R2 on test rows of each head from N labelled rows, drawn alike for all models; a quarter as
     many labelled ones choose its weights, and have an R2, too (`r2_choice`)."""
     config, rows, parts = ws.config.pixels.reward, [], stages.make_transitions(ws)
+    model, seed = stages.load_model(ws, name, number), ws.config.seed + number
     labelled = [_labelled(data) for data in parts]
-    for number, name in itertools.product(range(ws.config.pixels.seeds), STUDIED):
-        model, seed = stages.load_model(ws, name, number), ws.config.seed + number
-        features = [encode(model, data) for data in parts]
-        for at, pays in enumerate(PAYS):
-            train, choice, test = (
-                one.rows(kept)._replace(reward=labels[at].to(one.latent.device))
-                for one, (kept, labels) in zip(features, labelled, strict=True)
+    features = [encode(model, data) for data in parts]
+    for at, pays in enumerate(PAYS):
+        train, choice, test = (
+            one.rows(kept)._replace(reward=labels[at].to(one.latent.device))
+            for one, (kept, labels) in zip(features, labelled, strict=True)
+        )
+        # Each once: a case that is there twice looks like two seeds.
+        counts = {min(one, len(train.reward)): one for one in config.labels}
+        for count, kind in itertools.product(counts.values(), HEADS):
+            few, fewer = (
+                part.rows(pick(len(part.reward), most, seed))
+                for part, most in ((train, count), (choice, count // 4))
             )
-            # Each once: a case that is there twice looks like two seeds.
-            counts = {min(one, len(train.reward)): one for one in config.labels}
-            for count, kind in itertools.product(counts.values(), HEADS):
-                few, fewer = (
-                    part.rows(pick(len(part.reward), most, seed))
-                    for part, most in ((train, count), (choice, count // 4))
-                )
-                work = fit_head(kind, few, fewer, config, seed)
-                for _ in work:
-                    pass
-                work.load_best()
-                one = {"pays": pays, "model": name, "head": kind, "labels": len(few.reward)}
-                one |= {"seed": seed, "r2": _r2(work.module, test.inputs(kind), test.reward)}
-                one["r2_choice"] = _r2(work.module, choice.inputs(kind), choice.reward)
-                rows.append(one)
+            work = fit_head(kind, few, fewer, config, seed)
+            with one_thread():
+                yield from work
+            work.load_best()
+            one = {"pays": pays, "model": name, "head": kind, "labels": len(few.reward)}
+            one |= {"seed": seed, "r2": _r2(work.module, test.inputs(kind), test.reward)}
+            one["r2_choice"] = _r2(work.module, choice.inputs(kind), choice.reward)
+            rows.append(one)
     write_json(folder / "labels.json", {"rows": rows})
 
 
