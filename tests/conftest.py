@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny settings, trajectories, models and one whole tiny run (see tiny.py)."""
+"""Fixtures of several files: tiny settings, data, models and one whole run (see tiny.py)."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):
-    """Files that execute notebooks first: one of them at the end would leave a core idle."""
+    """Notebooks first: one of them at the end would leave a core idle."""
     items.sort(key=lambda item: "notebook" not in item.path.name)
 
 
@@ -61,7 +61,7 @@ def agent(config):
 
 @pytest.fixture(scope="session")
 def short_probe():
-    """The position probe learns for 5 updates only, so that whole stages stay fast."""
+    """The position probe learns for 5 updates only: whole stages stay fast."""
     with pytest.MonkeyPatch.context() as patch:
         short = dataclasses.replace(probes.PROBE_OPTIM, updates=5, batch=64)
         patch.setattr(probes, "PROBE_OPTIM", short)
@@ -85,7 +85,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
-    """The committed gallery of a checkout of the module's own; notebooks run without a display."""
+    """The gallery of a checkout of the module's own; notebooks run without a display."""
     root = tmp_path_factory.mktemp("repository")
     (root / "outputs/gallery").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def gallery(tmp_path_factory):
 
 @pytest.fixture
 def failed(capsys):
-    """Function of a command's words -> the sentence that it ends with, its status being 2."""
+    """Function of a command's words -> the error, of one line, that ends it."""
 
     def call(*words):
         capsys.readouterr()
@@ -110,7 +110,7 @@ def failed(capsys):
 
 @pytest.fixture
 def workspace_of(root, short_probe):
-    """Function of a config (and a run name): a new run in an outputs folder of its own."""
+    """Function of a config and a name -> a new run in an outputs folder of its own."""
 
     def make(config, name="run"):
         return Workspace("test", Run.create(name, config, root))
@@ -120,7 +120,7 @@ def workspace_of(root, short_probe):
 
 @pytest.fixture(scope="session")
 def trained(config, tmp_path_factory, short_probe):
-    """Folder of a whole tiny run: data, level 1, distance head, level 2. Copy it to change it."""
+    """Folder of a whole tiny run, of both levels. Copy it to change it."""
     root = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HJEPA_OUTPUTS", str(root))
@@ -131,7 +131,7 @@ def trained(config, tmp_path_factory, short_probe):
 
 @pytest.fixture(scope="session")
 def pixel_run(tmp_path_factory):
-    """A run with every stage of the tiny pixel comparison; nobody changes it."""
+    """Every stage of the tiny pixel comparison; nobody changes it."""
     root = tmp_path_factory.mktemp("outputs")
     config = tiny_pixels.tiny_config(auxiliary__use_for_enc_dec=True, optim__updates=10)
     ws = tiny_pixels.tiny_workspace(root, config)
@@ -144,7 +144,7 @@ def pixel_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ws(trained, outputs):
-    """A copy of the whole tiny run, the latest one of a module's outputs folder."""
+    """A copy of `trained`, the latest run of a module's outputs folder."""
     shutil.copytree(trained, outputs / "trained")
     (outputs / "latest").write_text("trained\n")
     return Workspace("test", Run.open("trained"))

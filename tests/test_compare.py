@@ -28,11 +28,12 @@ from hjepa_lib.worlds.layout import Layout, layout_set
 from hjepa_lib.worlds.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("short_probe")
+JOINT = {"level2__train": "joint"}
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Function of settings for l1, l2 or both that writes the two YAML files -> arguments."""
+    """Function of settings for l1, l2 or both, which it writes -> arguments."""
 
     def files(both=(), l1=(), l2=()):
         found = {}
@@ -141,7 +142,7 @@ def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
     one = {"level1__optim__batch": 256, "level1__hidden": 20}
     with pytest.raises(RunError, match=r"row l1 .* level1.hidden=16, not 20; choose another"):
         go(write(both=one), folder, mode="l1", epochs=1)
-    scratch = write(l2={"level1__hidden": 20, "level2__train": "joint"})
+    scratch = write(l2=JOINT | {"level1__hidden": 20})
     assert "exact McNemar p" in go(scratch, folder / "scratch", l2_from_scratch=True)
     sides = [side(folder / "scratch", name) for name in ("l2-scratch", "l1")]
     assert model_of(sides[0]) != model_of(sides[1])
@@ -155,16 +156,11 @@ def test_sides_one_after_the_other_and_from_scratch(write, folder, capsys):
         ({"planning__cost": "latent"}, {}, True, "must agree on planning.cost"),
         ({"evaluation__trials": 2}, {}, True, "must agree on evaluation.trials"),
         ({}, {"level2__disable_l2": True}, False, "config_l2 sets level2.disable_l2=true"),
-        ({}, {"level2__train": "joint"}, False, "add --l2_from_scratch"),
-        (
-            {"level2__disable_l2": False, "level2__train": "joint"},
-            {},
-            True,
-            "config_l1 sets level2.train=joint: set",
-        ),
+        ({}, JOINT, False, "add --l2_from_scratch"),
+        (JOINT | {"level2__disable_l2": False}, {}, True, "config_l1 sets level2.train=joint: set"),
         ({"evaluation__protocol": "p2_seen"}, {}, True, "config_l1 sets evaluation.protocol"),
         ({}, {"level2__z_dim": 3, "planning__flat__horizon": 9}, False, ""),
-        ({}, {"level1__hidden": 20, "level2__train": "joint"}, True, ""),
+        ({}, JOINT | {"level1__hidden": 20}, True, ""),
     ],
 )
 def test_unfair_pairs_are_refused_by_name(l1, l2, scratch, message):
@@ -177,7 +173,7 @@ def test_unfair_pairs_are_refused_by_name(l1, l2, scratch, message):
 
 
 def test_shipped_configs_describe_a_fair_comparison():
-    """C1: the file of 003's `L1 6M` run ships: as many weights as the 6M pair of `grid_size`."""
+    """C1: 003's `L1 6M` run is among them."""
     l1, l2, large = (load_yaml(CONFIGS / f"tworooms_{one}.yaml") for one in ("l1", "l2", "l1_6m"))
     compare.check({"l1": l1, "l2": l2}, False)
     compare.check({"l1": large}, False)
@@ -203,7 +199,7 @@ def test_long_walks_are_held_out_and_follow_the_data():
 
 
 class Exact:
-    """A level 1 whose latent is the position and which adds the action: right without walls."""
+    """A level 1 that adds the action to the position: right without walls."""
 
     def rollout_members(self, start, actions, scene=None):
         return torch.cat([start[:, None], start[:, None] + actions.cumsum(1)], 1)[None]
@@ -231,8 +227,8 @@ def test_a_perfect_model_makes_no_error_and_never_collapses():
     curves = openloop.open_loop(exact_agent(), batch)
     assert np.abs(curves["level 1"].errors).max() < 1e-4
     away = (batch.positions[:, 1:] - batch.positions[:, :1]).norm(dim=-1)
-    np.testing.assert_allclose(curves["stand still"].errors, away)
     still = curves["stand still"].errors
+    np.testing.assert_allclose(still, away)
     assert horizons.collapse_horizon(curves["level 1"], still) == (math.inf, math.inf, math.inf)
     assert openloop.read_error(exact_agent(), batch) == 0
 
@@ -291,7 +287,7 @@ def test_collapse_horizon_of_constructed_curves_and_its_words():
     assert horizons.collapse_horizon(dip, 4.0).estimate == 4  # it starts above, then falls below
     macro = Curve(np.array([8, 16, 24]), np.tile([1.0, 5.0, 6.0], (9, 1)))
     assert horizons.collapse_horizon(macro, 4.0).estimate == 16
-    # Windows of any size: an error of half the way never loses against standing still.
+    # An error of half the way never loses against standing still.
     way = steps * RNG.uniform(0.1, 2, size=(30, 1))
     assert horizons.collapse_horizon(Curve(steps, way / 2), way).low == inf
     late = np.where(steps > 12, 2.0, 0.5) * way
@@ -370,7 +366,7 @@ def test_variants_of_a_group_differ_in_one_thing():
         assert frames == pytest.approx(config.level1.optim.batch * config.level1.window, rel=0.02)
     fixed = variants.inserted(config.planning).hierarchy
     assert dataclasses.replace(fixed, near=1.0) == config.planning.hierarchy
-    # a budget is never more than the profile's, and holds for the refinement too
+    # of the refinement too, and never more than the profile's
     refined = tiny_config(level1__refine_updates=9)
     for updates, kept in ((4, 4), (40, 9)):
         assert variants.budget(refined, updates)["level1.refine_updates"] == kept
@@ -394,7 +390,7 @@ def test_a_variant_is_a_run_beside_its_run(ws, short_probe, monkeypatch):
     short = lambda data, states, count, seed: generate("short17", 16 * count)  # noqa: E731
     monkeypatch.setattr(variants, "long_walks", short)  # as of a world that ends its episodes soon
     assert variants.measure(side, (), 3, 4).about["steps ahead"] == 16
-    # Notebook 08 met notebook 07's folder of the same data and refused it.
+    # Notebook 08 refused notebook 07's folder of the same data.
     other = variants.train(ws, "size-634", changes | {"level1.optim.updates": 2})
     assert other.run.path != side.run.path and other.config.level1.optim.updates == 2
 

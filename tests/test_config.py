@@ -261,7 +261,7 @@ def test_presets_hold_the_published_coefficients():
     assert (v2.level1.predictors, v2.planning.flat.disagreement) == (5, 1e-4)
 
 
-# Notebooks 10-15 have an index of their own (test_pixels_stages.py); trackers: test_trackers.py.
+# Others: test_pixels_stages.py, test_trackers.py.
 LEAVES = [leaf for leaf in SETTINGS if not leaf.startswith(("pixels.", "chapters.", "track"))]
 
 
@@ -283,7 +283,7 @@ CONTEXT = [
     (r"level1\.refine_updates", {"level1.refine_updates": 2}),
     (r"level1\.rollout", {"level1.rollout": 2}),
     (r".*\.optim\.clip", in_every_training(clip=0.01)),
-    # Without learning no validation improves, so patience ends the training early.
+    # Without learning no validation improves: patience ends it early.
     (r"(level[12]|policies)\.optim\.patience", in_every_training(lr=0.0, updates=6)),
     (r"level[12]\.optim\.delta", plateau()),
     (r"policies\.optim\.delta", plateau(lr=3e-3)),
@@ -296,10 +296,10 @@ CONTEXT = [
     # Random weights imagine short steps, unless their embedding is wide.
     (r"planning\.hierarchy\.reachable", {"distance.dim": 2048}),
 ]  # fmt: skip
-"""Where a setting acts in one mode only, it is mutated in that mode, besides what it needs."""
+"""The mode in which a setting is changed, where it acts in one only."""
 
 REFUSED = [f"distance.optim.{name}" for name in ("patience", "delta")]
-"""Leaves of a shared section that refuse every other value here (tested above)."""
+"""Leaves that refuse every other value here (tested above)."""
 
 NOT_BY_EFFECT = {
     "profile": "a label: it says which defaults were taken",
@@ -312,7 +312,7 @@ NOT_BY_EFFECT = {
     "evaluation.task_set": "Two Rooms has none, see test_mazes.py",
     "level1.load": "says where level 1 comes from, see test_stages.py",
 }
-"""Leaves whose effect is not measured by a fingerprint, each with its reason."""
+"""Leaves without a fingerprint, and why."""
 
 
 CASES = [
@@ -349,7 +349,7 @@ def data_print(config):
 
 @functools.cache
 def training_print(kind, config):
-    """Every report and every weight of a tiny training, or the sentence that ends it."""
+    """Reports and weights of a tiny training, or the sentence that ends it."""
     config = config.override({"precision": choose_precision("cpu", config.precision)})
     layouts = "random" if config.data.layouts == "random" else "fixed"
     job = make_job(kind, config, layouts=layouts)
@@ -378,7 +378,7 @@ def fingerprint(leaf, config):
         return data_print(config)
     if leaf in ("level2.disable_l2", "level3.enabled"):
         return digest(scoring.learned(config))
-    if part == "ahead":  # random models imagine no way: what it does is in test_local.py
+    if part == "ahead":  # random models imagine no way: test_local.py
         return Case.of(config, "graph", "graph").digest
     if part == "foresight":  # likewise in test_mover.py
         return digest(str(make_level1(config, config.seed)))

@@ -4,6 +4,7 @@ import os
 import sys
 import tarfile
 import types
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -98,7 +99,7 @@ BANDS = {
 
 @pytest.mark.parametrize("recipe", BANDS)
 def test_reference_statistics(recipe):
-    """Section 2, measured on one public batch of 512; the bands are about 3 of its errors."""
+    """Section 2, of one public batch of 512; bands are about 3 of its errors."""
     found = describe(generate(recipe, 90 * 2048, seed=0))
     for (name, value), band in zip(PUBLISHED[recipe].items(), BANDS[recipe], strict=True):
         assert found[name] == pytest.approx(value, abs=band), name
@@ -134,7 +135,7 @@ def test_starts_in_the_wall_are_moved_to_both_sides():
 
 
 def numbered(lengths, layout=None):
-    """Positions (trajectory, state number) and actions equal to them: every index is visible."""
+    """Positions, and actions alike, are (trajectory, state number)."""
     rows = [(r, t) for r, length in enumerate(lengths) for t in range(length)]
     positions = torch.tensor(rows, dtype=torch.float32)
     layout = torch.tensor(layout or [[32, 10]] * len(lengths)).short()
@@ -262,11 +263,8 @@ def test_motion_samples_stay_inside_their_trajectory():
     """F6."""
     walks = tiny_data()
     moves, states = measures.motion(walks, limit=3), int(walks.lengths[:3].sum())
-    assert [len(moves.positions), len(moves.steps), len(moves.turns)] == [
-        states,
-        states - 3,
-        states - 6,
-    ]
+    lengths = [len(moves.positions), len(moves.steps), len(moves.turns)]
+    assert lengths == [states, states - 3, states - 6]
     assert moves.turns.abs().max() <= 180
     one, two = walks.one(0)[1][:2].double()
     cross, dot = one[0] * two[1] - one[1] * two[0], (one * two).sum()
@@ -278,15 +276,13 @@ GOOD = "wall/good_quality_data_no_images.npz"
 ASKED = DataConfig(source="published", transitions=20)
 
 
-def arrays(trajectories=3, length=10):
+def arrays(trajectories=3):
+    """Of ten states each."""
     data = generate("good", 90 * trajectories)
-    rows = (torch.arange(trajectories)[:, None] * 91 + torch.arange(length)).flatten()
-    terminals = (np.arange(trajectories * length) % length == length - 1).astype(np.float32)
-    return {
-        "actions": data.actions[rows].numpy(),
-        "locations": data.positions[rows].numpy(),
-        "terminals": terminals,
-    }
+    rows = (torch.arange(trajectories)[:, None] * 91 + torch.arange(10)).flatten()
+    terminals = (np.arange(len(rows)) % 10 == 9).astype(np.float32)
+    actions, locations = (one[rows].numpy() for one in (data.actions, data.positions))
+    return {"actions": actions, "locations": locations, "terminals": terminals}
 
 
 def npz_bytes(**content):
@@ -305,7 +301,7 @@ def archive(path, members):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """Function of a transport, which is a mock from then on; the cache is empty."""
+    """Function of a transport -> a mock; the cache is empty."""
     monkeypatch.setenv("HJEPA_CACHE", str(tmp_path / "cache"))
 
     def serve(transport):
@@ -329,9 +325,8 @@ def test_loader_recovers_trajectories(tmp_path):
     assert np.array_equal(data.positions.numpy(), content["locations"])
     positions, actions = data.one(1)
     assert np.array_equal(actions.numpy(), content["actions"][10:19])
-    assert torch.equal(
-        step(positions[:-1], actions, data.layouts([1] * 9), "blocked"), positions[1:]
-    )
+    walked = step(positions[:-1], actions, data.layouts([1] * 9), "blocked")
+    assert torch.equal(walked, positions[1:])
     assert (data.actions[[9, 19, 29]] == 0).all()  # where they led was not stored
     assert data.layout.unique(dim=0).tolist() == [[32, 10]] and data.meta["dynamics"] == "blocked"
     for transitions in (1, 8, 9, 10, 17, 18, 26, 27, 1000):
@@ -345,7 +340,6 @@ def test_loader_recovers_trajectories(tmp_path):
     ("name", "change", "message"),
     [
         ("actions", None, "no array 'actions'"),
-        ("terminals", None, "no array 'terminals'"),
         ("terminals", put(12, 1), "of one length"),
         ("terminals", put(-1, 0), "the last one in the last row"),
         ("terminals", put(slice(None), 0), "must end trajectories"),
@@ -393,7 +387,7 @@ def web_page(path):
 
 
 def cut_short(path):
-    """The server hangs up: the beginning of an archive, which tarfile opens without complaint."""
+    """The beginning of an archive, which tarfile opens without complaint."""
     archive(path, {"big.npz": np.random.RandomState(0).bytes(400_000)})
     path.write_bytes(path.read_bytes()[:300_000])
 
@@ -405,7 +399,7 @@ def full_disk(path):
 def test_only_a_missing_network_falls_back_to_generated_data(serve, capsys, workspace_of):
     """D3."""
     serve(offline)
-    data = acquire(DataConfig(source="published", transitions=500), 3)
+    data = acquire(replace(ASKED, transitions=500), 3)
     line = data.meta["fallback"]
     assert line.startswith("published data unavailable, generated instead: ") and "\n" not in line
     assert capsys.readouterr().out == line + "\n" and data.meta["source"] == "generated"
@@ -433,8 +427,7 @@ def test_other_failures_are_errors_and_nothing_is_recorded_of_half_a_file(
 ):
     """D3."""
     serve(transport)
-    with pytest.raises(files.WorkbookError, match=reason):
-        acquire(DataConfig(source="published", transitions=500, recipe=recipe), 3)
+    refused(files.WorkbookError, reason, acquire, replace(ASKED, recipe=recipe), 3)
     if transport in (web_page, cut_short, full_disk):
         assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
 
@@ -505,9 +498,9 @@ LENGTHS = [5, 3, 4]
 ENDS = np.cumsum(LENGTHS) - 1
 
 
-def columns(seed=0):
-    """Three episodes of 20 x 24 px frames with 3 channels and 4 action components."""
-    numbers, total = np.random.default_rng(seed), sum(LENGTHS)
+def columns():
+    """Three episodes of 20 x 24 px in 3 channels, with 4 action components."""
+    numbers, total = np.random.default_rng(0), sum(LENGTHS)
     action = numbers.normal(size=(total, 4)).astype(np.float32)
     action[ENDS] = np.nan
     return {
@@ -528,8 +521,8 @@ def h5_file(path, **content):
     return str(path)
 
 
-def npz_content(seed=0):
-    found = columns(seed)
+def npz_content():
+    found = columns()
     actions = np.where(np.isnan(found["action"]), 7, found["action"])
     terminals = np.isin(np.arange(sum(LENGTHS)), ENDS)
     names = {"observations": found["pixels"], "actions": actions, "terminals": terminals}
@@ -542,20 +535,15 @@ def minari_source(tmp_path, monkeypatch, wanted):
     from minari.data_collector import EpisodeBuffer
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    buffers, end = [], 0
-    for length in LENGTHS:
-        part = slice(end, end + length)
-        end += length
-        buffers.append(
-            EpisodeBuffer(
-                observations={"image": wanted["pixels"][part], "state": wanted["state"][part]},
-                actions=wanted["action"][part][:-1],
-                rewards=[0.0] * (length - 1),
-                terminations=[False] * (length - 1),
-                truncations=[False] * (length - 2) + [True],
-            )
-        )
-    picture, state = (spaces.Box(0, 255, (20, 24, 3), np.uint8), spaces.Box(-9, 9, (5,)))
+    buffers = []
+    for end, length in zip(ENDS + 1, LENGTHS, strict=True):
+        part, never = slice(end - length, end), [False] * (length - 1)
+        seen = {"image": wanted["pixels"][part], "state": wanted["state"][part]}
+        told = {"rewards": [0.0] * (length - 1), "terminations": never}
+        told["truncations"] = [*never[1:], True]
+        actions = wanted["action"][part][:-1]
+        buffers.append(EpisodeBuffer(observations=seen, actions=actions, **told))
+    picture, state = spaces.Box(0, 255, (20, 24, 3), np.uint8), spaces.Box(-9, 9, (5,))
     minari.create_dataset_from_buffers(
         "hjepa/test-v0", buffers, action_space=spaces.Box(-9, 9, (4,)), jpeg_encoding=False,
         observation_space=spaces.Dict({"image": picture, "state": state}),

@@ -104,7 +104,7 @@ def test_goals_never_cross_trajectories_or_layouts(few_layouts, future, n_step):
     steps = pick.later - pick.now
     assert ((steps >= 1) & (steps <= n_step)).all()
     assert (wall[store.trajectory[pick.goal]] == wall[own]).all()
-    # the goal is never jumped over: a goal ahead in the same trajectory is reached, not passed
+    # a goal ahead in the same trajectory is reached, never passed
     same = (store.trajectory[pick.goal] == own) & (pick.goal > pick.now)
     assert (pick.later[same] <= pick.goal[same]).all()
     # a shorter step only where the goal or the trajectory ends it
@@ -113,7 +113,7 @@ def test_goals_never_cross_trajectories_or_layouts(few_layouts, future, n_step):
     share = same.float().mean().item()
     if future == 1:
         assert share == 1
-    else:  # some random goals lie ahead in their own trajectory too
+    else:  # some random goals lie ahead too
         assert future - 0.05 < share < future + 0.3
         assert len(store.trajectory[pick.goal].unique()) == 12
     # every state with a successor is drawn, no last state ever is
@@ -151,7 +151,7 @@ def test_a_graph_holds_few_trajectories_of_one_layout(few_layouts):
     found = find_paths(store, config, 0)
     first, second = store.trajectory[found[0]], store.trajectory[found[1]]
     assert torch.equal(wall[first], wall[second])
-    assert torch.equal(first // 6, second // 6)  # trajectories 0, 3 | 6, 9 share a layout and graph
+    assert torch.equal(first // 6, second // 6)  # 0, 3 | 6, 9 share a layout and graph
     assert (first != second).any()
     again, other = find_paths(store, config, 0), find_paths(store, config, 1)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
@@ -174,10 +174,7 @@ CELLS = SIDE * SIDE
 
 
 def maze(one_way=False):
-    """(CELLS, CELLS), 1 where one step leads from i to j.
-
-    The wall has a door in its first row; one-way it lets nobody back, who returns in the last row.
-    """
+    """1 where a step leads from i to j; a one-way door is left in the last row."""
     steps = np.zeros((CELLS, CELLS))
     for cell in range(CELLS):
         row, column = divmod(cell, SIDE)
@@ -213,7 +210,7 @@ def test_paths_of_a_maze_are_exact(one_way):
     wanted = shortest_path(maze(one_way) + maze(one_way).T > 0)[cells[start], cells[goal]]
     assert len(steps) == 128 * 48
     assert (steps.numpy() >= wanted - 1e-5).all()
-    # a change of walk costs next to nothing, and one is needed per step at the most
+    # a change of walk costs little, and one is needed per step at the most
     assert (steps.numpy() <= wanted + SHORTEST * (wanted.max() + 2)).all()
 
 

@@ -1,11 +1,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tiny import OVERRIDES, make_job, refused, seeded, tiny_config, tiny_data
+from tiny_runs import ROOT
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import ConfigError, profile
@@ -17,7 +17,6 @@ from hjepa_lib.training import distributed, probes
 from hjepa_lib.training.loop import plain
 from hjepa_lib.training.probes import PROBE_OPTIM
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = {
     "pldm": {"level1__loss__form": "pldm", "level1__loss__std_t": 0.2},
     "pooled": {"level1__loss__form": "eb_jepa", "level1__rollout": 3},
@@ -66,9 +65,10 @@ def pair(tmp_path_factory):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     (folder / "script.py").write_text(script)
     environment = os.environ | {
-        "HJEPA_OUTPUTS": str(folder), "OMP_NUM_THREADS": "1",
+        "HJEPA_OUTPUTS": str(folder),
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [sys.executable, *torchrun, str(folder / "script.py"), str(folder)],
         cwd=ROOT, capture_output=True, text=True, check=False, env=environment,
@@ -123,7 +123,7 @@ def test_a_level_1_that_is_loaded_is_trained_by_no_process(root, monkeypatch):
 
 
 def test_torchrun_leaves_the_run_of_one_process(pair, monkeypatch):
-    # Other tests shorten the probe of this process for the whole session; torchrun's is whole.
+    # Other tests shorten the probe of this process, not torchrun's.
     monkeypatch.setattr(probes, "PROBE_OPTIM", PROBE_OPTIM)
     monkeypatch.setenv("HJEPA_OUTPUTS", str(pair[1]))
     stages.train_run(lambda: Run.create("one", profile("smoke").override(SETTINGS)))

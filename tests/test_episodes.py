@@ -118,7 +118,7 @@ def test_a_trial_alone_is_the_trial_in_its_batch(agent, trials, method):
     few = trials.pick([7, 2])
     assert few.numbers == (7, 2)
     whole, part, again = played(trials, 1), played(few, 2), played(few, 3)
-    # What is drawn is equal bit for bit; matrix products round differently in another batch.
+    # Draws are equal bit for bit; matrix products round otherwise in another batch.
     np.testing.assert_allclose(part.actions, whole.actions[[7, 2]], atol=5e-3)
     np.testing.assert_allclose(part.positions, whole.positions[[7, 2]], atol=2e-2)
     for one, other in zip(part[:-1], again[:-1], strict=True):
@@ -212,7 +212,7 @@ def searching(planning, **changes):
 
 
 def spent(agent, stack="flat", **changes):
-    """FLOPs without those of the encoder, per environment step; multiply-adds count as 2."""
+    """FLOPs per environment step, without those of the encoder."""
     frame = torch.zeros(1, 2, 65, 65, dtype=torch.uint8)
     encode = count(lambda: agent.encode(frame)) / agent.planning.replan
     planner = agent.planner(stack, searching(agent.planning, **changes))

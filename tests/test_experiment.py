@@ -56,7 +56,7 @@ TREE = {
 
 
 def write(folder, change=lambda tree: None):
-    """The experiment of `TREE`, changed; its file and table are in `folder`."""
+    """The experiment of `TREE`, changed, with its table in `folder`."""
     tree = copy.deepcopy(TREE) | {"table": str(folder / "rows.csv")}
     change(tree)
     (folder / "file.yaml").write_text(yaml.safe_dump(tree))
@@ -65,7 +65,7 @@ def write(folder, change=lambda tree: None):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch, short_probe):
-    """Function of a change of `TREE` -> experiment, in a folder and outputs folder of its own."""
+    """Function of a change of `TREE` -> experiment in folders of its own."""
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "outputs"))
     return lambda change=lambda tree: None: write(tmp_path, change)
 
@@ -82,7 +82,7 @@ def finished(tmp_path_factory, short_probe):
 
 @pytest.fixture
 def again(finished, tmp_path, monkeypatch):
-    """A copy of the finished experiment: function of a change of `TREE` -> experiment."""
+    """The same, in a copy of the finished experiment."""
     shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.setenv("HJEPA_OUTPUTS", str(tmp_path / "copy" / "outputs"))
     return lambda change=lambda tree: None: write(tmp_path / "copy", change)
@@ -104,6 +104,14 @@ def cells_of(units):
 
 def table_of(experiment):
     return Table(experiment.table, experiment.profile)
+
+
+def stored(made, only=""):
+    """The first unit of these, stored, and the table."""
+    (unit, *_), table = made.select(only), table_of(made)
+    table.add(unit, [unit.identity()])
+    assert table.has(unit)
+    return unit, table
 
 
 def change_cell(**values):
@@ -280,9 +288,7 @@ def test_a_committed_row_is_played_by_a_clean_checkout_alone(again, monkeypatch,
     monkeypatch.setattr(engine, "repository", lambda: tmp_path)
     monkeypatch.setattr("hjepa_lib.runs.machine.revision", lambda root=None: "f00d-dirty")
     before = made.table.read_bytes()
-    refused(
-        RunError, r"rows\.csv is committed, and so must be the code", run, made, "flat", redo=True
-    )
+    refused(RunError, r"rows\.csv is committed, and so must be", run, made, "flat", redo=True)
     assert made.table.read_bytes() == before
     monkeypatch.setattr(engine, "repository", lambda: tmp_path / "elsewhere")
     assert run(made, "flat", redo=True)[0] == []
@@ -313,10 +319,7 @@ def test_i1_another_file_or_loaded_run_of_the_same_name_is_another_training(agai
     """I8."""
     file = tmp_path / "own.npz"
     file.write_bytes(b"one")
-    made = again(settings(data__source=str(file)))
-    (unit, *_), table = made.select("flat"), table_of(made)
-    table.add(unit, [unit.identity()])
-    assert table.has(unit)
+    unit, table = stored(again(settings(data__source=str(file))), "flat")
     file.write_bytes(b"another")
     assert table.mismatch(unit).startswith("files.data=")
     donor = Run.create("donor", unit.trained)
@@ -341,10 +344,7 @@ def test_i1_an_edited_own_world_is_another_one_to_its_floors(make, tmp_path, mon
     file, found = tmp_path / "edited_lake.py", []
     file.write_text((ROOT / "examples/own_world.py").read_text())
     cells = {"base": {"data.source": "edited_lake:Lake"}, "models": {}, "cells": TREE["cells"][:1]}
-    (unit,) = (made := make(lambda tree: tree.update(cells))).units
-    table = table_of(made)
-    table.add(unit, [unit.identity()])
-    assert table.has(unit)
+    unit, table = stored(make(lambda tree: tree.update(cells)))
     for _ in range(2):
         found.append(keys.key(scoring.stage_of(unit.config, unit.case), unit.config))
         file.write_text(f"{file.read_text()}# edited\n")
@@ -394,7 +394,7 @@ def test_another_training_has_a_folder_and_a_key_of_its_own(again):
 
 
 def forget(made, column, setting):
-    """Take a planner's and a training's setting out of the stored rows, as if they were younger."""
+    """Stored rows without a planner's and a training's setting, as if those were younger."""
     rows = pd.read_csv(made.table, dtype=str, keep_default_na=False).drop(columns=column)
     rows.to_csv(made.table, index=False)
     table = table_of(made)
@@ -567,10 +567,7 @@ def test_i1_stages_and_files_of_a_wing_shape_its_rows(make, tmp_path, monkeypatc
         settings(pixels__loading__path=str(weights))(tree)
         tree["cells"] = [{"name": "drawn", **one}]
 
-    made = make(change)
-    (unit, *_), table = made.units, table_of(made)
-    table.add(unit, [unit.identity()])
-    assert table.has(unit)
+    unit, table = stored(make(change))
     recipes = {**stages.pixel_stages(unit.trained)}
     recipes["comparison"] = replace(recipes["comparison"], recipe=99)
     with monkeypatch.context() as other:

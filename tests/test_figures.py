@@ -50,7 +50,7 @@ def words(figure):
 
 
 def points(axis):
-    """{label: (x, y, low, high)} of the error bars of an axis; lying ones too."""
+    """{label: (x, y, low, high)} of the error bars of an axis."""
     found = {}
     for bars in axis.containers:
         line, _, (segments,) = bars.lines
@@ -74,7 +74,7 @@ def rows(**more):
 
 @pytest.fixture(scope="module")
 def gallery():
-    """One figure of each kind, of far more synthetic data than fit into it."""
+    """One figure of each kind, of more data than fit into it."""
     many = 60
     paths = RNG.uniform(5, 59, (many, 20, 2))
     rooms = np.tile(ROOM, (many, 1, 1))
@@ -113,7 +113,7 @@ def gallery():
         "clocks": training.macro_grid(paths[0], 8, ROOM),
         "kl": training.kl_by_dimension(pairs[:20]),
         "proposals": training.proposals(places[:few], clouds, rooms[:few], 14.4),
-    }  # fmt: skip
+    }
 
 
 def test_every_figure_is_a_small_png_with_nothing_cut_off(gallery):
@@ -135,7 +135,7 @@ def test_every_figure_is_a_small_png_with_nothing_cut_off(gallery):
 
 
 def test_figures_leave_matplotlib_as_it_was_and_keep_their_style_while_drawing():
-    """Ticks are created at drawing time: without `Picture.draw` they would have default style."""
+    """Ticks are created at drawing time, where the style must hold."""
     before = dict(matplotlib.rcParams)
     outside = style.png(success.success_rows(rows()))
     assert dict(matplotlib.rcParams) == before
@@ -207,7 +207,7 @@ def test_cost_landscape_puts_each_value_at_its_place_and_keeps_holes():
     values = np.arange(15.0).reshape(3, 5)
     values[1, 2] = np.nan
     figure = data.cost_landscape({"latent": values, "distance": values}, x, y, GOAL, ROOM)
-    axis = next(axis for axis in figure.axes if axis.get_title(loc="left") == "distance")
+    axis = figure.axes[titles(figure).index("distance")]
     image = next(one for one in axis.collections if isinstance(one, QuadMesh))
     corners = image.get_coordinates()
     assert corners[0, 0].tolist() == [5, 15] and corners[-1, -1].tolist() == [55, 45]

@@ -1,4 +1,4 @@
-"""The house stands: imports run down, no room outgrows its door, every known defect has a test."""
+"""Imports run down, rooms keep their size, every known defect has a test."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ def room(path):
 
 
 def targets(tree, package):
-    """(line, dotted name) of everything that a module imports, or names as text to be imported."""
+    """(line, dotted name) of what a module imports, or names as text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -55,7 +55,7 @@ def arrows(source=None, path=None):
 
 
 def wrong(found):
-    """Arrows that do not run down; `__init__` looks up what `load` needs when it is called."""
+    """Arrows that do not run down; those of `__init__` are of `load`, when it is called."""
     return [
         f"{where}: {here} imports {there}"
         for here, there, where in found
@@ -157,9 +157,8 @@ def test_every_known_defect_is_named_by_a_test():
 def test_the_library_has_no_hard_device_print_or_lookup_by_name(pattern):
     """PL9."""
     speaking = {"__main__.py", "runs/command.py", "runs/colab.py", "workbench/command.py"}
-    # Commands, which talk to people.
     speaking |= {"pixels/two_stages.py", "grids/stages.py", "workbench/gpu_check.py"}
-    # Where inputs come from, and what was not done, is told where a reader sees it.
+    # Where inputs come from, and what was not done, is told.
     speaking |= {"runs/workspace.py", "runs/run.py", "runs/stages.py", "data/published.py"}
     speaking |= {"worlds/pointmaze.py"}  # minutes of data
     for path in LIBRARY.rglob("*.py"):

@@ -1,13 +1,7 @@
 import pytest
 import torch
-from tiny import (
-    digest,
-    frames_of,
-    frozen_stores,
-    make_job,
-    make_level1,
-    tiny_config,
-)
+from tiny import digest, frames_of, frozen_stores, make_job, make_level1, tiny_config
+from tiny_runs import cut
 
 from hjepa_lib.config import differences, profile
 from hjepa_lib.models.checkpoint import load_part
@@ -115,10 +109,7 @@ def test_the_stage_trains_one_after_the_other_and_resumes_to_the_same(
     assert [report.stage for report in reports] == names
     broken = workspace_of(tiny_config(**changes), "broken")
     for count in stops:
-        rows = stages.train(broken, "l1")
-        for _ in range(count):
-            next(rows)
-        rows.close()
+        cut(stages.train(broken, "l1"), count)
     list(stages.train(broken, "l1"))
     plain = workspace_of(tiny_config(**VIT if changes is MASKED else {}), "plain")
     list(stages.train(plain, "l1"))

@@ -18,20 +18,20 @@ def level2_of(latent="gaussian", actions="none", **changes):
     return make_level2(loose_config(level2__latent=latent, level2__actions=actions, **changes))
 
 
-def inputs(batch=3, macro_steps=3, seed=5):
-    """Latents (B, T, 16) of every step, normalised actions (B, T-1, 2), noise of the kinds."""
-    steps = 4 * macro_steps  # step_skip is 4
-    latents = torch.randn(batch, steps + 1, 16, generator=seeded(seed))
-    return latents, torch.randn(batch, steps, 2, generator=seeded(seed + 1))
+def inputs(batch=3):
+    """Latents (B, 13, 16) and normalised actions (B, 12, 2) of three macro steps."""
+    latents = torch.randn(batch, 13, 16, generator=seeded(5))
+    return latents, torch.randn(batch, 12, 2, generator=seeded(6))
 
 
-def gaussian(seed, shape=(5, 4)):
-    mean, std = torch.randn(2, *shape, generator=seeded(seed)).unbind(0)
+def gaussian(seed):
+    mean, std = torch.randn(2, 5, 4, generator=seeded(seed))
     return Gaussian(mean.requires_grad_(), 0.1 + std.abs())
 
 
-def categorical(seed, shape=(5, 4, 3)):
-    return Categorical(torch.randn(shape, generator=seeded(seed)).log_softmax(-1).requires_grad_())
+def categorical(seed):
+    raw = torch.randn(5, 4, 3, generator=seeded(seed))
+    return Categorical(raw.log_softmax(-1).requires_grad_())
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from hjepa_lib.training.local import (
     train_places,
 )
 from hjepa_lib.worlds.layout import Layout
-from tests.tiny import CPU, Windows, seeded, tiny_data, tiny_normaliser
+from tests.tiny import CPU, Windows, frames_of, seeded, tiny_data, tiny_normaliser
 
 BRIEF = {"level1.optim.updates": 150, "level1.optim.batch": 16, "level1.optim.lr": 4e-3,
          "level1.optim.validate_every": 150, "level1.hidden": 32, "level1.layers": 1,
@@ -73,7 +73,7 @@ def test_inverse_dynamics_alone_find_the_place(places, data):
     batch = Windows(data[1], 1).sample(64, seeded())
     with torch.no_grad():
         found = model.encoder.picture.pixels(model.encode(batch.frames(CPU)))
-    # The place is one of the picture, neither shrunk nor shifted: patches are read around it.
+    # Neither shrunk nor shifted: patches are read around it.
     assert (found - batch.positions).norm(dim=-1).mean() < 0.5
 
 
@@ -90,7 +90,7 @@ def test_without_positions_no_error_of_them_is_told(data):
 
 
 def test_frames_are_mapped_some_at_a_time(places, monkeypatch):
-    model, frames = copy.deepcopy(places[0]), torch.randint(256, (7, 2, 65, 65), dtype=torch.uint8)
+    model, frames = copy.deepcopy(places[0]), frames_of(7)
     whole, sizes = model.scene(frames), []
     monkeypatch.setattr(level1, "MAPPED", 3 * 65**2)
     model.map.register_forward_hook(lambda _, given, maps: sizes.append(len(maps)))
@@ -184,7 +184,7 @@ def test_free_steps_are_told_from_stopped_ones(places, store):
 
 
 class Elsewhere(torch.Tensor):
-    """On another device: until it is fetched it meets no tensor of this one, but for an index."""
+    """On another device: it meets no tensor of this one but as an index."""
 
     @classmethod
     def __torch_function__(cls, call, types, args=(), kwargs=None):
@@ -204,7 +204,7 @@ def test_latents_on_another_device_are_fetched(places, store):
 
 
 def test_what_a_teleporter_did_is_neither_a_stop_nor_drawn(places, store):
-    """In OGBench's teleport maze half of each batch were such steps, and no way led anywhere."""
+    """In OGBench's teleport maze they were half of each batch."""
     known, latents = Moves.of(places[0], store), store.latents.float().clone()
     row = int(store.windows(6)[40]) + 3
     rest = (store.trajectory == store.trajectory[row]) & (torch.arange(len(latents)) > row)
@@ -223,19 +223,20 @@ def test_windows_come_from_few_layouts_half_of_them_stopped(places):
     store = LatentStore(places[0], tiny_data("random"), 100, "fp32")
     stopped = torch.zeros(len(store.positions), dtype=torch.bool)
     stopped[::3] = True
-    first, rows = Draw(store, stopped, stopped & False).sample(64, 4, seeded())
-    layouts = store.layout.numbers()[store.trajectory[first]]
-    assert len(layouts.unique()) == 4
-    assert (layouts == layouts[rows]).all()  # a scene is of the window's own layout
-    assert stopped[first].float().mean() > 0.5
-    none, _ = Draw(store, stopped & False, stopped & False).sample(64, 4, seeded())
-    assert len(none) == 64
     recorded = copy.copy(store)
     recorded.layout = Layout.of([(0, 0)] * len(store.lengths))
     recorded.data = replace(store.data, record="frames")
-    first, rows = Draw(recorded, stopped, stopped & False).sample(64, 4, seeded())
-    layouts = store.layout.numbers()[store.trajectory[first]]
-    assert (layouts == layouts[rows]).all()
+
+    def drawn(store, stopped):
+        return Draw(store, stopped, stopped & False).sample(64, 4, seeded())
+
+    for one in (store, recorded):
+        first, rows = drawn(one, stopped)
+        layouts = store.layout.numbers()[store.trajectory[first]]
+        assert (layouts == layouts[rows]).all()  # a scene is of the window's own layout
+        if one is store:
+            assert len(layouts.unique()) == 4 and stopped[first].float().mean() > 0.5
+    assert len(drawn(store, stopped & False)[0]) == 64
 
 
 class Walls(nn.Module):
@@ -247,8 +248,7 @@ class Walls(nn.Module):
         super().__init__()
         self.picture = Picture((20, 24))
         self.free = nn.Linear(2, 2, bias=False)
-        # What training may make of it, together with the rest: at 5,078 transitions in Two Rooms
-        # it fell to 0.6, actions were taken for shorter than they are, and no way led anywhere.
+        # As after 5,078 transitions: actions seemed shorter than they are, no way led anywhere.
         self.free.weight.data = 0.6 * torch.eye(2) / self.picture.unit
         self.kept = torch.tensor(0)
 
@@ -323,7 +323,7 @@ def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, nodes, every)
     geometry, picture, goals = walls
     (one,) = geometry.model.predictors
 
-    def walk(here, action):  # where a wall stops it, it slides on along the wall, as in mazes
+    def walk(here, action):  # and slides along a wall, as in mazes
         there = one(here, action, None)
         return torch.where(there == here, one(here, action * torch.tensor([0, 1]), None), there)
 
@@ -347,7 +347,7 @@ def test_nodes_lead_round_a_wall_that_a_straight_line_meets(walls, nodes, every)
 
 
 def test_ways_to_sub_goals_bend_as_those_to_goals_do(walls):
-    """They were straight lines: level 1 stood before the wall that a sub-goal is behind."""
+    """They were straight: level 1 stood before the wall in between."""
     geometry, picture, goals = walls
     here, there = (picture.latents(torch.tensor([[x, 4.0], [5.0, 4.0]])) for x in (5.0, 15.0))
     for subgoals in (there, goals):
@@ -366,7 +366,7 @@ def test_ways_to_sub_goals_bend_as_those_to_goals_do(walls):
 
 @pytest.mark.parametrize("leaks", ["one way", "gap"])
 def test_a_leak_is_no_way(walls, monkeypatch, leaks):
-    """A maze's corners, imagined open by a hair, had half of all ways lead through walls."""
+    """Half of all ways led through corners of a maze, imagined open by a hair."""
     geometry, _, goals = walls
     known = geometry.fields
     monkeypatch.setattr(Walls, "leaks", leaks)

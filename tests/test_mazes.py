@@ -256,7 +256,7 @@ def layout(batch):
 
 
 def walk_of_oracle(world, steps):
-    """Where the oracle of B own tasks ends, their goals and shortest ways, and the way it took."""
+    """Where the oracle of B own tasks ends, their goals, the shortest ways, its own."""
     start, goal = world.sample_start_goal(seeded(0))
     place, walked = world.reset(start), torch.zeros(len(start))
     for _ in range(steps):
@@ -392,7 +392,7 @@ def test_what_an_own_world_cannot_do_is_refused(lake, monkeypatch):
     data = generate("good", 1000, source=SOURCE)
     states, pushes, rows = torch.zeros(2, 5, 2), torch.zeros(2, 4, 2), torch.zeros(2, 2)
     for columns, message in (
-        # one row for each state, no episodes; too few; numbers of another package; not finite
+        # no episodes; too few; of another package; none; not finite
         ((data.positions, data.actions, data.layout), "Lake.collect must return"),
         ((states, pushes, rows), "return enough states"),
         ((states.numpy(), pushes, rows), "Lake.collect must return"),

@@ -27,7 +27,7 @@ NAN = math.nan
 
 
 def episodes(*paths, goal, **changes):
-    """Trials with the given x, y paths (lists of (x, y)) and goals; other fields by default."""
+    """Trials with these paths, lists of (x, y), and goals; the rest by default."""
     batch = len(paths)
     fields = {
         "positions": np.array(paths, dtype=np.float32),
@@ -47,7 +47,7 @@ def summarise(trials, protocol):
 
 
 def test_first_hit_and_last_step_success_differ_at_both_thresholds():
-    """P1 and P2 must never be mixed: a visit counts for first hit only."""
+    """A visit counts for first hit only."""
     goal = (50.0, 30.0)
     visit = [(20, 30), (50, 31), (20, 30)]  # 1 px away at t = 1, then gone
     stay = [(20, 30), (20, 30), (50, 31)]
@@ -92,7 +92,7 @@ COLUMNS = {
     "first_crossing_step, undefined": ([NAN], "first_crossing_steps", NAN, (50, 10), [
         [(40, 10)] * 3,
     ]),
-    # the step itself; a later return is ignored; the mean is that of crossers
+    # a later return is ignored; the mean is that of crossers
     "first_crossing_step": ([3, 1, NAN], "first_crossing_steps", 2, (50, 10), [
         [(20, 10), (25, 10), (31.9, 10), (32.1, 10), (20, 10)],
         [(31, 10), (33, 10), (34, 10), (35, 10), (36, 10)], [(20, 10)] * 5,
@@ -138,7 +138,7 @@ def test_initial_plan_rate_is_defined_for_any_horizon_with_its_reach_beside_it()
 
 
 def test_plans_through_the_wall_are_counted():
-    """Q7: rooms changed by a macro-step that is too short for the way through the door."""
+    """Q7: a macro-step into the other room that is too short for the door's way."""
     straight = [(24, 30), (28, 30), (24, 30)]
     through = [(24, 30), (28, 30), (36, 30)]  # 8 px straight, but 60 px through the door
     long = [(24, 30), (2, 30), (14, 30)]  # too long, but in its room
@@ -169,7 +169,7 @@ def test_path_efficiency_compares_the_way_up_to_the_hit_with_the_oracle():
     way = 8 + math.sqrt(164)
     assert per_trial(e, "p1")["path_efficiency"] == pytest.approx([10 / way, 1, 0])
     assert summarise(e, "p1")["path_efficiency"] == pytest.approx((10 / way + 1) / 3)
-    # P2: first within 4.5 px after 7 px, not after 10; hit, then left, is no success
+    # P2: within 4.5 px after 7 px, not after 10; hit, then left, is no success
     path = [(40, 10), (40, 14), (50, 14), (50, 10)]
     e = episodes(path, [(40, 10), (50, 10), (40, 10), (40, 10)], goal=[goal] * 2)
     assert per_trial(e, "p2_seen")["path_efficiency"] == pytest.approx([10 / 14, 0])

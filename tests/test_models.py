@@ -43,15 +43,14 @@ def test_parameter_counts_of_the_reference_are_the_published_ones(normaliser):
     assert count_parameters(encoder.head) == 1_327_616
     assert count_parameters(encoder) == 1_426_096
     assert count_parameters(model.predictors[0].cell) == 792_576
-    assert count_parameters(nn.ModuleList([encoder, model.predictors])) == 2_218_672
     assert count_parameters(model.idm) == 525_826
     assert count_parameters(model) == 2_218_672 + 525_826
 
 
-def encoder_of(name, channels=2, image_size=65, **changes):
+def encoder_of(name, image_size=65, **changes):
     config = Level1Config(encoder=name, latent_dim=16, **({"width": 8} | changes))
     torch.manual_seed(0)
-    return build_encoder(config, channels, image_size)
+    return build_encoder(config, 2, image_size)
 
 
 @pytest.mark.parametrize("name", ["impala", "fast", "keypoint", "vit"])
@@ -110,7 +109,7 @@ def test_a_predictor_leaves_the_static_part_alone(name):
     after = static(latent, action)
     assert torch.equal(after[:, :5], latent[:, :5])
     assert (after[:, 5:] != latent[:, 5:]).all()
-    # The static part decides where the rest goes: it is what tells one layout from another.
+    # What tells one layout from another decides where the rest goes.
     other = torch.cat([latent[:, :5] + 1, latent[:, 5:]], 1)
     assert (static(other, action)[:, 5:] != after[:, 5:]).any()
 
@@ -129,7 +128,7 @@ def test_encoding_is_deterministic_in_every_mode(level1, monkeypatch):
 
 
 def test_gru_predictor_shares_the_norm_and_mlp_predictor_adds_a_displacement(level1):
-    """Architectures 1.1: h' = LN(GRU(a, h)), the LayerNorm being the encoder's own object."""
+    """Architectures 1.1: h' = LN(GRU(a, h)), LN being the encoder's own."""
     model = make_level1(tiny_config(level1__encoder="impala", level1__predictor="gru"))
     (gru,), norm, (mlp,) = model.predictors, model.encoder.norm, level1.predictors
     assert gru.norm is norm and isinstance(norm, nn.LayerNorm)
@@ -141,13 +140,13 @@ def test_gru_predictor_shares_the_norm_and_mlp_predictor_adds_a_displacement(lev
 
 @pytest.mark.parametrize("encoder", ["fast", "keypoint", "vit"])
 def test_a_gru_reaches_the_scale_of_every_encoder(encoder):
-    """Q8: its state lies in (-1, 1), the variance hinge wants a spread of 1: a norm behind both."""
+    """Q8: its state lies in (-1, 1), the hinge wants a spread of 1: both have a norm."""
     model = make_level1(tiny_config(level1__encoder=encoder, level1__predictor="gru"))
     rollout = model(frames_of(8, 5), actions_of(8, 4))
     assert model.predictors[0].norm is model.encoder.norm
     for latents in (rollout.encodings, rollout.predictions):
         assert (latents.std(-1, correction=0) - 1).abs().max() < 0.01
-    # Where an encoder can go, the predictor can follow: latents twice as far apart.
+    # The predictor can follow: latents twice as far apart.
     with torch.no_grad():
         model.encoder.norm.weight.mul_(2)
     assert model(frames_of(8, 5), actions_of(8, 4)).predictions[:, :, 1:].abs().max() > 2
@@ -175,7 +174,7 @@ def test_rollouts_equal_a_manual_loop(predictor):
 
 
 def test_the_similarity_gives_gradient_to_both_sides():
-    """Architectures 1.2: no stop-gradient; the side of the encodings reaches the encoder."""
+    """Architectures 1.2: no stop-gradient."""
     model = make_level1(tiny_config())
     rollout = model(frames_of(2, 4), actions_of(2, 3))
     fixed = rollout._replace(predictions=rollout.predictions.detach())
@@ -251,9 +250,8 @@ def test_files_of_version_0_1_are_read(tmp_path):
     assert "encoder.places" not in checkpoint.tensors(level1)
     checkpoint.save_part(tmp_path, level1)
     save_file(load_file(path) | {"encoder.places": torch.zeros(3)}, path)
-    assert torch.equal(
-        checkpoint.load_part(tmp_path, "level1").encoder.places, level1.encoder.places
-    )
+    loaded = checkpoint.load_part(tmp_path, "level1")
+    assert torch.equal(loaded.encoder.places, level1.encoder.places)
     model = make_level2(tiny_config())
     checkpoint.TrainedMacro(model, {"latent": 1.0}, None).save(tmp_path)
     save_file({f"rssm.{name}": value for name, value in load_file(path).items()}, path)
@@ -298,7 +296,7 @@ def terms_of(rollout, form, head, static=0):
 
 
 def by_hand(rollout, form, head):
-    """The table in objectives.py with explicit loops over the axes that each term pools."""
+    """The table in objectives.py, with loops over the axes that a term pools."""
     z = rollout.encodings.double().numpy()
     predicted, actions = rollout.predictions.double().numpy(), rollout.actions.double().numpy()
     batch, steps, dim = z.shape

@@ -1,4 +1,4 @@
-"""What moves by itself: where it is, where it goes, what meeting it ends, and plans that wait."""
+"""What moves by itself: where it is and goes, what meeting it ends."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def record(transitions, seed):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Level 1 that is told the agent's place and has learned the guard's; its store."""
+    """Level 1, told the agent's place, that has learned the guard's; its store."""
     torch.manual_seed(0)
     data = record(2700, 0)
     model = Jepa(CONFIG, Normaliser.fit(data, 0))
@@ -51,7 +51,7 @@ def trained():
 
 
 def test_the_free_step_has_no_digits_of_chance(trained, monkeypatch):
-    """Solved in float32 they changed from process to process where frames are stacked."""
+    """Solved in float32 they changed from process to process."""
     asked, solve = [], torch.linalg.lstsq
     monkeypatch.setattr(torch.linalg, "lstsq", lambda *sides: asked.append(sides) or solve(*sides))
     free = Moves.of(*trained).free

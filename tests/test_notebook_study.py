@@ -53,7 +53,7 @@ def committed():
 
 @pytest.fixture(scope="module")
 def root(ws, gallery):
-    """An outputs folder with a tiny trained run; the committed study lacks one row."""
+    """The outputs of a tiny trained run; the committed study lacks one row."""
     rows = committed()
     rows = rows[(rows["cell"] != "macro-learned") | (rows["seed"] == 0)]
     rows.to_csv(gallery / "study.csv", index=False)
@@ -70,7 +70,7 @@ def test_every_part_of_the_study_is_there(done, root):
     assert set(table["method"]) == {"random", "random-persistent", "oracle", "flat", "l1+l2"}
     assert set(table["control"].dropna()) == set(done["changes"])
     assert set(table["design"].dropna()) == {"4", "8", "prior z", "learned"}
-    # a clip of 0 is none, and the swept planners are what their rows say
+    # a clip of 0 is none
     control = table[table["cell"] == "control-no-clip-latent"].iloc[0]
     assert control["planner.hierarchy.clip"] == 0
     drawn = {path.stem for path in (root / "trained" / "figures").glob("07_*.png")}
@@ -148,7 +148,7 @@ def test_the_best_planner_meets_the_rule_of_its_data():
 
 
 def test_the_plans_that_are_looked_at_keep_the_cap_of_their_world(agent):
-    """Those of a maze or of P2 were planned with the cap of P1, as the settings name none."""
+    """Those of a maze or of P2 were planned with the cap of P1."""
     agent, asked = dataclasses.replace(agent, planning=PlanningConfig(action_cap=2.45)), []
 
     def replace(one, **changes):
@@ -163,7 +163,7 @@ def test_the_plans_that_are_looked_at_keep_the_cap_of_their_world(agent):
 
 
 def test_a_solved_trial_is_not_called_missed():
-    """P2 asks for 4.5 px at the end, P3 for five steps in a row: tau alone says neither."""
+    """P2 asks for 4.5 px at the end, P3 for five steps in a row."""
     one = {"positions": np.zeros((3, 11, 2)), "goal": np.zeros((3, 2)), "layout": np.ones((3, 2))}
     one["trial_success"], one["trial_termination_step"] = np.array([[1, 1, 0], [4, 11, 4]])
     drawn = []
@@ -181,7 +181,7 @@ def test_a_solved_trial_is_not_called_missed():
 
 
 def test_the_clip_shows_planners_tuned_alike_where_they_were_played():
-    """The README began with flat at 68 MFLOP a step, untuned, beside L1+L2 at 179."""
+    """Flat, untuned, at 68 MFLOP a step stood beside L1+L2 at 179."""
     names = ("flat tuned, latent", "l1+l2 tuned, latent", "flat, distance", "l1+l2, distance")
     played, drawn = {}, []
     for name in (*names, "flat, latent", "l1+l2, latent"):

@@ -1,4 +1,4 @@
-"""The form of every notebook; 01-05 in a smoke run by the real runner, and variants."""
+"""The form of every notebook; 01-05 in a smoke run, and variants."""
 
 import ast
 import importlib
@@ -227,7 +227,7 @@ def test_an_own_world_and_a_file(monkeypatch, capsys):
 
 
 def test_an_own_world_of_another_form_goes_through_the_chapters(tmp_path, capsys, monkeypatch):
-    """The only test of chapters 02 to 05 with a local level 1, hence its seconds."""
+    """Chapters 02 to 05 meet a local level 1 here alone."""
     few = draw_trials(Lamp, "validation").first(2)
     file = save_trials(tmp_path / "few.npz", few)
     changes = {"data.source": "tiny_world:Lamp", "evaluation.split": str(file)}

@@ -169,7 +169,7 @@ def test_set_up_installs_the_notebook_filter_and_spares_the_gallery(tmp_path):
     stripped = git(tmp_path, "show", ":notebooks/01_a.ipynb")
     assert "SECRET" not in stripped and "papermill" not in stripped and "parameters" in stripped
     assert "SECRET" in git(tmp_path, "show", ":outputs/gallery/01_a.ipynb")
-    python.unlink()  # S8: after a move there is no filter, and git refuses instead of committing
+    python.unlink()  # S8: without a filter, as after a move, git refuses
     path = tmp_path / "notebooks/01_a.ipynb"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(subprocess.CalledProcessError):
@@ -299,7 +299,7 @@ def test_s5_set_up_installs_what_the_chapter_needs_and_keeps_torch(tmp_path, mon
     assert f"runs go to file://{tmp_path}/hjepa" in capsys.readouterr().out
     colab.set_up("01_data_prep")
     assert len(calls) == 1
-    # A kernel that starts again must find the library: else its folder, runs and all, is unpacked.
+    # A kernel that starts again finds the library: its folder is not unpacked anew.
     known = {"torch": "2", "numpy": "2", "matplotlib": "3"}
     absent = Mock(side_effect=importlib.metadata.PackageNotFoundError)
     monkeypatch.setattr(colab, "version", lambda name: known.get(name) or absent())

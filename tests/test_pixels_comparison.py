@@ -22,7 +22,7 @@ PAIR = {"enc_dec_jepa": 1000, "jepa + decoder": 1005}
 
 
 def row(model="jepa", seed=0, factor=0.5):
-    """A whole row whose errors are `factor` times those of the trivial guesses."""
+    """A row whose errors are `factor` times those of the guesses."""
     rng = np.random.default_rng(seed)
     floor, untrained = rng.uniform(0.5, 1.5, BLOCKS), model in UNTRAINED
     px = {"guess": [1.0, 2.0], "encoded": [0.1, 0.1], "last": [1.0, 2.0], "mean": [3.0, 3.0]}
@@ -50,9 +50,9 @@ def row(model="jepa", seed=0, factor=0.5):
     return Row(facts, scores, errors)
 
 
-def rows_of(factor=0.5, seeds=SEEDS, **facts):
+def rows_of(factor=0.5, **facts):
     """Rows of all models; `facts` replace those of jepa."""
-    rows = [row(m, seed, 1.0 if m in UNTRAINED else factor) for seed in seeds for m in COMPARED]
+    rows = [row(m, seed, 1.0 if m in UNTRAINED else factor) for seed in SEEDS for m in COMPARED]
     for one in of(rows, "jepa"):
         one.facts.update(facts)
     return rows
@@ -178,7 +178,7 @@ def test_every_model_is_held_against_the_untrained_encoder_of_its_own_architectu
 
 
 def test_the_matched_pair_is_paired_by_seed_and_block():
-    """The seeds differ far more than the twins: separate means would show nothing."""
+    """The seeds differ far more than the twins do."""
     rows, rng = rows_of(1.0), np.random.default_rng(5)
     for one in rows:
         model, seed = one.facts["model"], one.facts["seed"]
@@ -254,7 +254,7 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
         said = {name: {"from": "this run", "key": ws.run.key(name)} for name in own}  # I4
         assert said.items() <= one["weights"].items()
     texts = {m: {c: cell["text"] for c, cell in own.items()} for m, own in found["models"].items()}
-    # The twin imagines what its decoder likes to read, no encoding: copying one is no rival of it.
+    # The twin imagines no encoding: copying one is no rival of it.
     for name in ("enc_dec", "enc_dec_jepa", *UNTRAINED):
         assert texts[name]["latent_error"] == NOT_APPLICABLE
     for name in UNTRAINED:
@@ -262,7 +262,7 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
     assert texts["enc_dec"]["larp_gain"] == NOT_APPLICABLE
     assert texts["jepa"]["reward_r2"] == texts["jepa"]["larp_gain"] == NOT_ESTIMABLE  # few rewards
 
-    # The stored error is that of the stored weights, by another way of computing it.
+    # The stored error is that of the stored weights, computed otherwise.
     means = {name: own["mean"] for name, own in found["models"]["jepa"].items()}
     jepa = stages.load_model(ws, "jepa", 0)
     batch, seen = (part[torch.arange(len(part))] for part in (test, train))
@@ -278,7 +278,7 @@ def test_rows_come_from_the_run_and_its_stored_weights(pixel_run):
 
 
 class Oracle:
-    """A model whose latent is the square's true place, however far it imagines."""
+    """Its latent is the square's true place, however far it imagines."""
 
     config, background = tiny_config().pixels, torch.zeros(1)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
@@ -314,7 +314,7 @@ def test_state_px_of_a_model_that_knows_and_of_one_that_copies(monkeypatch):
         lazy, _ = measures.place_errors(Oracle(False, draws), train, test, 0, 6)
         for kind in ("imagined", "permuted"):
             assert measures.rms(lazy[kind]) == pytest.approx(px[guess], abs=0.05)
-    # A ridge of its own read the world's steps out of a latent that merely holds the action.
+    # A ridge of its own would read steps out of a latent that holds the action.
     tagged, _ = measures.place_errors(Oracle(False, tags=True), train, test, 0, 6)
     assert (measures.rms(tagged["imagined"]) > px["guess"]).all()
     blind = dataclasses.replace(train, position=None)

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import ema_follows, refused
+from tiny import ema_follows, refused, seeded
 from tiny_pixels import TINY_GRID
+from tiny_runs import cut
 
 from hjepa_lib.__main__ import main
 from hjepa_lib.config import OptimConfig, differences, profile, read_yaml
@@ -56,13 +57,13 @@ def whole(outputs):
     return ws
 
 
-def model_of(kind="jepa", size=6, seed=0, **changes):
-    return build_grid_model(kind, dataclasses.replace(GRID, **changes), size, seed)
+def model_of(kind="jepa", seed=0, **changes):
+    return build_grid_model(kind, dataclasses.replace(GRID, **changes), 6, seed)
 
 
-def canvas(text, size=6):
-    """A canvas from words, the rows, with one digit (or a for 10) per cell."""
-    grid = np.full((size, size), world.PAD, dtype=np.int8)
+def canvas(text):
+    """A canvas from its rows, with a digit (a for 10) per cell."""
+    grid = np.full((6, 6), world.PAD, dtype=np.int8)
     for i, row in enumerate(text.split()):
         grid[i, : len(row)] = [int(cell, 16) for cell in row]
     return grid
@@ -101,7 +102,7 @@ TURNED = dict(zip(world.SYMMETRIES, ("24 13", "43 21", "31 42", "34 12", "21 43"
 @pytest.mark.parametrize(
     ("grid", "action", "after"),
     [
-        # Anchor (1, 1) of a 4 x 4 grid is the cell at (1, 1): (2 * 1 + 1) * 4 // 12.
+        # Anchor (1, 1) of 4 x 4 cells is the cell (1, 1): (2 * 1 + 1) * 4 // 12.
         (SHAPE, "paint cell colour 5 at (1, 1)", "1100 1500 0000 0022"),
         (SHAPE, "paint block colour 5 at (1, 1)", "5550 5550 5550 0022"),
         (SHAPE, "paint row colour 7 at (5, 0)", "1100 1000 0000 7777"),
@@ -192,8 +193,8 @@ def test_foreign_files_are_one_sentence(tmp_path):
     ],
 )
 def test_arrays_that_do_not_fit_are_one_sentence(buffer, name, change, message):
-    with pytest.raises(FileError, match=message):
-        GridBuffer.of(vars(buffer) | {name: change(vars(buffer)[name])}, "file.npz")
+    wrong = vars(buffer) | {name: change(vars(buffer)[name])}
+    refused(FileError, message, GridBuffer.of, wrong, "file.npz")
 
 
 def test_split_is_by_episode_and_seeded(buffer):
@@ -298,7 +299,7 @@ def test_cell_report_knows_what_copying_scores():
 
 
 class Exact(torch.nn.Module):
-    """Latents are the cells themselves, and the next ones those of the world."""
+    """Latents are the cells, and the next ones those of the world."""
 
     device = "cpu"
 
@@ -345,7 +346,7 @@ def scripted(*losses):
 def test_training_stops_when_both_have_stalled():
     fits = {"jepa": scripted(1.0), "generative": scripted(*range(10, 2, -1))}
     done = list(train_pair(fits, patience=2))
-    # The twin improves 8 times, then stalls for 2 validations; JEPA went along all the time.
+    # The twin improves 8 times, then stalls for 2 validations; JEPA goes along.
     assert [fit.update for fit in fits.values()] == [10, 10] and len(done) == 20
     assert [kind for kind, _ in done[:4]] == ["jepa", "generative"] * 2
     assert len(list(train_pair({"jepa": scripted(1.0), "generative": scripted(1.0)}))) == 40
@@ -438,10 +439,7 @@ def test_resuming_equals_an_uninterrupted_training(whole, tmp_path):
     ws = Workspace("test", Run.create("cut", config, tmp_path))
     stage = stages.grid_stages(config)["grid_s0"]
     for stop in (5, 6):  # a validation of JEPA without the twin's
-        reports = ws.make(stage)
-        for _ in range(stop + 1):
-            next(reports)
-        reports.close()
+        cut(ws.make(stage), stop + 1)
     list(ws.make(stage))
     for kind, name in zip(KINDS, LOGGED, strict=True):
         pair = [stages.load_grid_model(one, kind, 0) for one in (ws, whole)]
@@ -477,7 +475,7 @@ class Constant(GridJepa):
 
 def test_a_collapsed_model_is_flagged_although_its_cosine_is_1(batch):
     """F13."""
-    constant, fresh = Constant(GRID, 6), build_grid_model("jepa", GRID, 6, 0)
+    constant, fresh = Constant(GRID, 6), model_of()
     report = measures.validate_jepa(constant, batch)
     report |= collapse(*(measures.imagined(model, batch)[0] for model in (constant, fresh)))
     assert report["jepa_cosine_sim"] == pytest.approx(1) and report["jepa_prediction_loss"] == 0
@@ -486,8 +484,7 @@ def test_a_collapsed_model_is_flagged_although_its_cosine_is_1(batch):
 
 
 def test_prediction_report_has_the_copy_baseline():
-    generator = torch.Generator().manual_seed(0)
-    target, present = (torch.randn(500, 8, generator=generator) for _ in range(2))
+    target, present = torch.randn(2, 500, 8, generator=seeded())
     report = measures.prediction_report(target.mean(0).expand(500, 8), target, present)
     assert report["error"] == pytest.approx(1, rel=1e-3)  # predicting the mean
     assert report["copy_error"] == pytest.approx(2, rel=0.1)

@@ -1,7 +1,4 @@
-"""Notebooks 10-15: one whole smoke run by the command line, without a display.
-
-Their form is checked in tests/test_notebooks.py.
-"""
+"""Notebooks 10-15: one smoke run by the command line. Their form: test_notebooks.py."""
 
 import os
 import subprocess
@@ -29,7 +26,7 @@ SMALL = TINY_COMMAND | {f"pixels.grid.{key}": value for key, value in TINY_GRID.
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(run, what the command printed) of a tiny smoke run on a machine without a screen."""
+    """(run, what the command printed) on a machine without a screen."""
     root = tmp_path_factory.mktemp("outputs")
     environment = {key: value for key, value in os.environ.items() if key not in SCREENS}
     done = subprocess.run(

@@ -110,14 +110,12 @@ def test_the_table_has_the_order_of_the_seed():
     parts += [f"heads_{name}" for name in COMPARED] + [f"decoder_{name}" for name in DECODED]
     per_seed = [f"{name}_s{n}" for n in (0, 1) for name in parts]
     assert [*stages] == ["pixel_data", *per_seed, "rewards", "comparison"]
-    # Rewards were rows and columns had their words: tables of that form are never taken; heads
-    # began elsewhere.
-    with pytest.raises(ConfigError, match="no stage 'decoder_enc_dec_s0' with these settings"):
-        stage_of(type("ws", (), {"config": tiny_config()}), "decoder_enc_dec_s0")
+    ws, name = SimpleNamespace(config=tiny_config()), "decoder_enc_dec_s0"
+    refused(ConfigError, f"no stage '{name}' with these settings", stage_of, ws, name)
 
 
 def test_a_model_is_judged_as_far_as_the_run_says_that_judges_it(ws):
-    """Not as its own run's settings said: two models of a table would be told after other steps."""
+    """Not as its own run says: a table would hold models after other steps."""
     shorter = beside(ws, "shorter", data__sequence=4)
     found = measure_row(shorter, "enc_dec", 0, rewards=False).facts
     assert shorter.origin("enc_dec_s0") == "tiny" and len(found["px"]["imagined"]) == 4
@@ -125,7 +123,7 @@ def test_a_model_is_judged_as_far_as_the_run_says_that_judges_it(ws):
 
 @pytest.fixture
 def chapter(ws, monkeypatch):
-    """Plays a chapter here, on the data of the run, with other settings of `pixels`."""
+    """Plays a chapter on the data of the run, with other settings."""
     monkeypatch.setenv("HJEPA_HEADLESS", "1")
 
     def play(number, **changes):
@@ -138,8 +136,7 @@ def chapter(ws, monkeypatch):
 
 
 def test_drawing_or_naming_holds_where_models_differ_by_wish(chapter, ws, capsys):
-    """Weights from a file, a decoder that reads the answer, an encoder that cannot be, no
-    auxiliary loss: the chapter is right all the same (it trains, so it takes seconds)."""
+    """Loaded weights, a decoder that reads the answer, no possible encoder, no auxiliary loss."""
     path = str(ws.run.stage_folder("jepa_s0"))
     chapter(11, loading__path=path, loading__skip_training=True, decoder__source="online",
             encoder__patch=5, auxiliary__weight=0.0)  # fmt: skip
@@ -288,7 +285,7 @@ def test_training_starts_from_a_loaded_file_and_may_be_skipped(ws, tmp_path, ski
     assert list(train(other, "enc_dec_s0"))  # another kind
     result, plain = (load_result(other, f"{name}_s0") for name in ("jepa", "enc_dec"))
     assert result["updates"] == (0 if skip else 3)
-    # Trained further or not, other batches made these weights: no hash, and no claims.
+    # Other batches made these weights: no hash, and no claims.
     assert result["loaded"] and result["batches_sha256"] == ""
     assert not plain["loaded"] and plain["batches_sha256"]
 
@@ -362,9 +359,10 @@ def test_a_model_may_have_a_learning_rate_of_its_own(tmp_path):
 
 
 TWO_STAGES = {
-    "pixels.encoder.kind": "vit", "pixels.vjepa2.stage1.optim.updates": 2,
+    "pixels.encoder.kind": "vit",
+    "pixels.vjepa2.stage1.optim.updates": 2,
     "pixels.vjepa2.stage2.optim.updates": 2,
-}  # fmt: skip
+}
 SHORT = {"data__episodes": 5}
 CONTEXT = [
     (r".*encoder\.(heads|head_dim|mlp_dim|(embedding_)?dropout)", {"pixels.encoder.kind": "vit"}),
@@ -375,7 +373,7 @@ CONTEXT = [
     (r".*grid\..*", dotted({f"grid__{k}": v for k, v in TINY_GRID.items()}
                            | {"grid__episodes": 3, "grid__steps": 3})),
 ]  # fmt: skip
-"""Where a setting acts in one mode only, it is changed in that mode, besides what it needs."""
+"""The mode in which a setting is changed, where it acts in one only."""
 ELSEWHERE = re.compile(
     r"(?!pixels\.).*|.*log_every"  # test_config.py; below
     r"|.*\b(optim|ppo|reward|loading|seeds|method|path|read|checkpoint|checkpoint_every|source|(enc_dec_)?lr)\b.*"
@@ -397,7 +395,7 @@ def trained(module, data, optim):
 
 
 def model_print(leaf, config):
-    """Parameters, losses of three updates, and the weights after them; or why there are none."""
+    """Parameters, losses and weights after three updates, or why there are none."""
     name = "enc_dec_jepa" if re.search(r"pixels\.(en|de)coder", leaf) else "jepa"
     name = "enc_dec" if leaf.endswith("use_for_enc_dec") else name
     torch.manual_seed(0)
@@ -476,9 +474,10 @@ def test_a_loaded_data_set_names_every_setting_that_it_overrules(tmp_path):
     assert notes() == notes(ppo__n_envs=7) == [f"loaded from {path}"]
     for name, found in {
         "ppo__action_repeat": "action_repeat=2",
-        "ppo__steps": "ppo.steps=128", "ppo__n_steps": "ppo.n_steps=64",
+        "ppo__steps": "ppo.steps=128",
+        "ppo__n_steps": "ppo.n_steps=64",
         "environment__max_steps": "max_steps=12",
-    }.items():  # fmt: skip
+    }.items():
         (_, note) = notes(**{name: 4})
         assert note == f"{path} was collected with {found}, the setting 4 has no effect"
 
@@ -498,7 +497,7 @@ def marked(number):
 
 @pytest.fixture(scope="module")
 def reached(tmp_path_factory):
-    """(sections asked for a budget, settings of all loops, workspace) of one tiny whole run."""
+    """(sections asked for a budget, settings of all loops, workspace) of a tiny run."""
     asked, fitted = [], []
     optim, make = EpochsConfig.optim, Fit.__init__
 

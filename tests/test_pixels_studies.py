@@ -50,7 +50,7 @@ def test_a_cell_has_a_row_per_model_with_the_numbers_of_the_comparison(pixel_run
 
 
 def test_a_position_of_many_numbers_is_scored_by_each_of_them(tmp_path):
-    """As Breakout's paddle and ball; without a decoder JEPA has no error of frames."""
+    """As Breakout's paddle and ball; without a decoder no frame is judged."""
     ws, data = tiny_workspace(tmp_path), tiny_transitions(12)
     data.position = torch.cat([data.position, data.position[:, :1] * 0 + 7], 1)
     stage = stages.pixel_stages(ws.config)[stages.DATA]
@@ -120,7 +120,7 @@ def test_thin_blocks_keep_their_mean_and_ratios_their_range():
 
 
 def test_nobody_foresees_more_than_the_rules_of_the_world():
-    """In Calm all of it; in Drift what the gusts leave, which `ceilings` says of one step."""
+    """In Calm all of it, in Drift what the gusts leave."""
     rng = np.random.default_rng(0)
     place, action = rng.uniform(worlds.LOW, worlds.HIGH, (2_000, 2)), rng.integers(0, 5, (2_000, 3))
     truth = []
@@ -156,15 +156,17 @@ def test_worlds_are_cells_of_their_own_drift_first_and_breakout_has_one_seed():
 
 # --- tables
 def table_row(learner="jepa", seed=0, model="drift", scale=0.5, **more):
-    """A row whose squared px are those of the guess, times `scale` of what is not `possible`."""
+    """A row whose squared px are `possible`, and `scale` of the guess's rest."""
     rng = np.random.default_rng(seed)
     gap, possible = rng.uniform(8, 12, 20), rng.uniform(28, 32, 20)
     errors = {"px_guess_first": possible + gap, "px_possible_first": possible,
               "px_first": possible + gap * scale * rng.uniform(0.95, 1.05, 20)}  # fmt: skip
     errors |= {"px_last": errors["px_first"], "px_guess_last": 2 * errors["px_guess_first"],
                "px_permuted": 2 * errors["px_first"]}  # fmt: skip
-    px = {kind: float(errors[f"px{of}_first"].mean() ** 0.5) for kind, of in
-          (("imagined", ""), ("guess", "_guess"), ("possible", "_possible"))}  # fmt: skip
+    px = {
+        kind: float(errors[f"px{of}_first"].mean() ** 0.5)
+        for kind, of in (("imagined", ""), ("guess", "_guess"), ("possible", "_possible"))
+    }
     row = {f"{kind}_{end}": value for kind, value in px.items() for end in results.ENDS}
     row |= {"learner": learner, "seed": seed, "model": model, "encoded_first": 0.7,
             "action_use": 2.0, "updates": 2000, "minutes": 6.0, "ceiling_px": 5.5}  # fmt: skip
@@ -194,8 +196,10 @@ def test_tables_of_worlds_say_who_beats_the_guess_and_what_share_is_closed(tmp_p
     assert "[lowest to highest]; ratios" in text and "over seeds, if several, and blocks" in text
     (one,) = written(tmp_path, "pixel_worlds", rows[-1:]).values()
     assert "step, of one training seed; ratios" in one and "over seeds" not in one
-    order = [text.index(f"{compare.LABELS[name]} {share}") for name, share in
-             (("enc_dec", 70), ("enc_dec_jepa", 50), ("vjepa2", 10), ("jepa", -20))]  # fmt: skip
+    order = [
+        text.index(f"{compare.LABELS[name]} {share}")
+        for name, share in (("enc_dec", 70), ("enc_dec_jepa", 50), ("vjepa2", 10), ("jepa", -20))
+    ]
     assert order == sorted(order) and "30.2 over uniform states" in text
     assert "enc_dec: state px, one step beats the better guess" in text
     assert "| breakout, ball x | JEPA | 3 (1 seed) | 3 (1 seed) | 2.00 (2.00 to 2.00) |" in text
@@ -206,7 +210,7 @@ def test_tables_of_worlds_say_who_beats_the_guess_and_what_share_is_closed(tmp_p
     ("at_75", "verdict"), [(2.0, "confirmed"), (0.5, "refuted"), (1.0, "open")]
 )
 def test_the_committed_prediction_meets_the_rows(tmp_path, at_75, verdict):
-    """The ratio of px errors, decoder over JEPA, at 75 % of noise against that without."""
+    """Of the ratio decoder over JEPA at 75 % of noise against that without."""
     rows = []
     for seed in range(3):
         for noise, ratio in (("0", 1.1), ("25", 9.0), ("75", 1.1 * at_75 * 1.01 ** (seed - 1))):
@@ -227,11 +231,17 @@ def test_the_committed_prediction_meets_the_rows(tmp_path, at_75, verdict):
 
 
 # --- equal seconds
-def test_models_train_in_turn_as_long_as_each_other(root, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A second passes whenever somebody looks."""
+    ticking = SimpleNamespace(perf_counter=map(float, itertools.count()).__next__)
+    monkeypatch.setattr(seconds, "time", ticking)
+
+
+def test_models_train_in_turn_as_long_as_each_other(root, clock, monkeypatch):
     """Updates follow from the measured pace; both stages of `vjepa2` share its seconds."""
     ws = tiny_workspace(root, name="study/run")
-    turns, clock = [], iter(range(10_000))
-    real = stages.train
+    turns, real = [], stages.train
 
     def train(own, *names):
         for report in real(own, *names):
@@ -239,12 +249,9 @@ def test_models_train_in_turn_as_long_as_each_other(root, monkeypatch):
             yield report
 
     monkeypatch.setattr(seconds.stages, "train", train)
-    ticking = SimpleNamespace(perf_counter=lambda: float(next(clock)))
-    monkeypatch.setattr(seconds, "time", ticking)
     given = {"models": ["jepa", "vjepa2"], "seconds": 14.0, "pace": 3}
     rows = seconds.score_seconds(ws, given)
-    # Each update that is not a stage's first or second takes a second of this clock: 1 of 3, and 2
-    # of 3 + 3.
+    # Every update takes a second of this clock, but for the first and second of a stage.
     assert [row["updates"] for row in rows] == [14, 2 * 7]
     assert [row["seconds"] for row in rows] == [12.0, 10.0]
     assert turns[9:35] == 11 * ["jepa_s0"] + 12 * ["vjepa2_s0"] + 3 * ["jepa_s0"]  # 1 counted each
@@ -258,12 +265,10 @@ def test_models_train_in_turn_as_long_as_each_other(root, monkeypatch):
     assert [row["teraflop"] for row in again] == [row["teraflop"] for row in rows]
 
 
-def test_a_killed_training_counts_no_update_twice(root, monkeypatch):
-    """It goes on from a checkpoint, whatever was trained since: 14 updates are 12 counted ones."""
+def test_a_killed_training_counts_no_update_twice(root, clock, monkeypatch):
+    """It goes on from a checkpoint: 14 updates are 12 counted ones."""
     runs = {"jepa": seconds._run(tiny_workspace(root, name="study/run"), "jepa", 14)}
-    clock, real = itertools.count(), stages.train
-    ticking = SimpleNamespace(perf_counter=lambda: float(next(clock)))
-    monkeypatch.setattr(seconds, "time", ticking)
+    real = stages.train
     monkeypatch.setattr(seconds, "TURN", 1)
 
     def killed(*given):

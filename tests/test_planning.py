@@ -128,7 +128,7 @@ def test_planners_reach_a_quadratic_optimum(method):
     cost = quadratic(target)(found.plan[:, None])[:, 0]
     random = bound(torch.randn(4, 64 * 60, 3, 2, generator=seeded(2)), 1.8)
     assert (cost < 0.5 * quadratic(target)(random).amin(1)).all() and cost.max() < 0.1
-    # with the optimum as warm start and arg-min weights, a search can never make it worse
+    # a search with arg-min weights never makes the optimum worse
     found = plan_to(target, target, method=method, temperature=0.0, elites=1, samples=4)
     torch.testing.assert_close(found.plan, target, atol=1e-6, rtol=1e-5)
 
@@ -186,7 +186,7 @@ def test_plan_costs_equal_candidates_one_by_one(cost, form, predictor, disagreem
 
 
 def test_disagreement_needs_several_predictors():
-    """A level 1 loaded from another run may have one: its spread would be no number."""
+    """A level 1 of another run may have one: no spread."""
     agent = make_agent(tiny_config())
     with pytest.raises(ConfigError, match="needs a level 1 of several predictors"):
         PrimitiveLevel(agent.level1, settings_of(disagreement=0.7), agent.geometry("latent"), 1.8)

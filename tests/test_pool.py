@@ -23,14 +23,14 @@ from hjepa_lib.workbench.pool import Work
 from hjepa_lib.workbench.schema import read_experiment
 
 HERE = Path(__file__).resolve().parent
-PATIENCE = 90  # seconds before a test gives up waiting; none waits that long on purpose
+PATIENCE = 90  # seconds until a test gives up waiting
 TREE = {
     "base": {"profile": "smoke", "device": "cpu", "precision": "fp32", "level1": {"width": 8}},
     "grid": {"planning.flat.horizon": [4, 8]},
     "seeds": [0, 1],
     "cells": [{"notebooks": "01"}],
 }
-# Workers that only run toy notebooks look for them where the test put them.
+# Workers look for notebooks where the test put them.
 PRELOAD = """
 import os
 from pathlib import Path
@@ -151,7 +151,7 @@ if "horizon=4" in run and not flag.exists():
     said, killed = [], []
 
     def kill_when_blocked(text, **options):
-        """Called after each row: the blocked one does not end, so another one comes first."""
+        """Called after each row: the blocked one does not come first."""
         said.append(text)
         if text.startswith("1/2"):
             flag = tmp_path / "blocked"
@@ -181,7 +181,7 @@ def double(item):
     return 2 * item
 
 
-double.__module__ = "__main__"  # pickled whole, so that a worker need not import this file
+double.__module__ = "__main__"  # pickled whole: a worker cannot import this file
 
 
 def test_local_cluster_tells_the_killer_from_its_neighbours():

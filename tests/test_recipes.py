@@ -1,8 +1,8 @@
 """A stage's recipe number is raised when its code trains something else from the same settings.
 
-Losses of tiny trainings are compared with those stored beside the recipe number that made them, up
-to what machines round differently. After a change that is meant: raise the number in
-runs/keys.py, then `python tests/test_recipes.py` writes the new losses.
+Losses of tiny trainings are compared with those stored beside the recipe number that made them.
+After a change that is meant: raise it in runs/keys.py, then `python tests/test_recipes.py`
+writes the new losses.
 """
 
 import json

@@ -25,7 +25,7 @@ CONFIG = tiny_config()
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Function of a name: go on at that machine, with a cache of its own."""
+    """Function of a name: go on at that machine."""
     monkeypatch.setenv("HJEPA_OUTPUTS", f"memory://{tmp_path.name}/runs")
 
     def move_to(name):
@@ -67,10 +67,10 @@ def broken(action, after, error=LOST, arrives=False):
 
 
 @contextlib.contextmanager
-def interrupted(run, uploads):
-    """Stage l1, of three files; its upload breaks off after so many."""
+def interrupted(run):
+    """Stage l1, of three files; its upload breaks off after the third file of all."""
     with (
-        broken("pipe_file", uploads),
+        broken("pipe_file", 3),
         pytest.raises(FileError, match=r"cannot write memory://.*connection reset") as caught,
         run.stage("l1") as folder,
     ):
@@ -81,7 +81,7 @@ def interrupted(run, uploads):
 
 
 def overwrite(end, content):
-    """Someone else writes the one file of the store whose path ends so; None deletes it."""
+    """Someone else writes the file of the store that ends so; None deletes it."""
     (place,) = [path for path in MemoryFileSystem.store if path.endswith(end)]
     system = fsspec.filesystem("memory")
     system.rm(place) if content is None else system.pipe_file(place, content)
@@ -149,7 +149,7 @@ def test_everything_but_work_in_progress_travels(machine, run):
 
 def test_a_broken_upload_is_made_again(machine, run):
     fill(run, "data")
-    with interrupted(run, 3):  # two manifests and one file get through
+    with interrupted(run):  # two manifests and one file get through
         run.note("key", 1)
     assert run.done("l1")  # the local copy is whole
     machine("two")
@@ -173,7 +173,7 @@ def test_the_machine_that_lost_its_connection_catches_up(machine, run, after, ar
 
 
 def test_an_interrupted_upload_goes_on_where_it_was(run):
-    with interrupted(run, 3):  # a manifest and two files get through
+    with interrupted(run):  # a manifest and two files get through
         pass
     overwrite("l1/a", b"as it was")
     run.publish()
@@ -290,12 +290,13 @@ def test_s4_a_mounted_drive_keeps_what_a_notebook_made(tmp_path, monkeypatch):
 
     run = session("first", "01_data_prep")
     path = write(
-        tmp_path, "01_small",
+        tmp_path,
+        "01_small",
         "from hjepa_lib.runs.workspace import start\n"
         "ws = start('01', profile, run, seed, overrides)\n"
         "with ws.run.stage('data') as folder:\n"
         "    (folder / 'data.txt').write_text('made in a kernel')",
-    )  # fmt: skip
+    )
     runner.run_notebooks(run, [path], say=Said())
     with pytest.raises(KeyboardInterrupt), run.stage("l1") as folder:
         (folder / "l1.txt").write_text("half")

@@ -32,7 +32,7 @@ STEPS = 13
 
 @pytest.fixture(scope="module", autouse=True)
 def coarse():
-    """Landscapes with a sixteenth of the places, so that a story takes a tenth of a second."""
+    """Landscapes with a sixteenth of the places, for speed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stories, "_APART", 4)
         yield
@@ -93,7 +93,7 @@ def test_scenes_and_trials_convert():
     refused(WorkbookError, "trials 0 to 2, 3 was asked for", scene_of, trials, 3)
 
 
-def test_a_story_is_whole(story, agent):
+def test_a_story_is_whole(story):
     calls = -(-STEPS // story.replan)
     assert story.positions.shape == (STEPS + 1, 2)
     assert story.actions.shape == (STEPS, 2)
@@ -156,7 +156,7 @@ def test_a_story_ends_with_the_goal_or_says_that_it_missed(near, story):
 
 @pytest.mark.parametrize("protocol", ["p1", "p2_seen", "p3"])
 def test_a_story_is_solved_by_the_rule_of_its_protocol(agent, near, protocol):
-    """It was cut at the first step within sqrt(2) px and called reached, whatever was asked."""
+    """It was cut at the first step within sqrt(2) px, whatever was asked."""
     told = play(agent, near.scene, "flat", steps=40, protocol=protocol)
     gaps = np.linalg.norm(told.positions - near.scene.ends[1], axis=-1)
     assert gaps[0] < 2**0.5 and (protocol == "p1" or gaps[-1] > 4.5)  # it walks away
@@ -241,7 +241,7 @@ def test_pictures_show_the_room(story):
     assert wall == same != free == door
 
 
-def test_scripts_name_what_the_data_hold(story, flat):
+def test_scripts_name_what_the_data_hold(story):
     text = "\n".join(players._part(name) for name in ("panels.js", "charts.js", "player.js"))
     told = data_of(players.player(story))
     for name in set(told) | set(told["stories"][0]):

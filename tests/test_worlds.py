@@ -171,7 +171,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_hit_points(name):
-    """Section 1.4: where each rule acts; `slide` shows the hit point, up to 0.3 px inside."""
+    """Section 1.4; `slide` shows the hit point, up to 0.3 px inside."""
     start, action, point = CASES[name]
     moved = (start[0] + action[0], start[1] + action[1])
     if point is None:
@@ -257,10 +257,8 @@ def test_blocked_agrees_with_sampling_the_segment(xs, action, row):
     start, move_by = torch.tensor([xs]), torch.tensor([action])
     if not inside(start, layout).all() or move_by.norm() < 0.01:
         return
-    way, new = (
-        torch.linspace(0, 1, 4001)[:, None] * move_by,
-        step(start, move_by, layout, "blocked"),
-    )
+    way = torch.linspace(0, 1, 4001)[:, None] * move_by
+    new = step(start, move_by, layout, "blocked")
     if inside(start + way * 1.003, layout).all():  # clearly free
         assert torch.equal(new, start + move_by)
     if not inside(start + way * 0.997, layout).all():  # clearly blocked

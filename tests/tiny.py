@@ -1,4 +1,4 @@
-"""The smallest settings, data and models that exercise every code path (not a test module)."""
+"""The smallest settings, data and models that exercise every code path."""
 
 import functools
 import hashlib
@@ -51,7 +51,7 @@ ELSEWHERE = leaves({
         "level3": ELITES | {"samples": 8, "iterations": 2, "replan": 4},
     },
 })  # fmt: skip
-"""Small values of settings that act only after another one has been changed."""
+"""Small values of settings that act after another one has changed."""
 
 
 def tiny_config(**changes):
@@ -74,7 +74,7 @@ def seeded(seed=0):
 
 
 def refused(kind, message, call, *arguments, **options):
-    """`call` ends in a `kind` of error that says `message`, a pattern, in one sentence."""
+    """`call` ends in a `kind` of error: one sentence that has the pattern `message`."""
     with pytest.raises(kind, match=message) as caught:
         call(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -125,10 +125,7 @@ def make_store(model, data=None, limit=20):
 
 
 def make_agent(config, seed=0):
-    """Random weights, frozen; the planner's "near" is out of reach (reach = 1e-6).
-
-    Level 3 where it is enabled.
-    """
+    """Random weights, frozen, with level 3 if enabled; nothing is "near" (reach = 1e-6)."""
     level1, level2 = make_level1(config, seed), make_level2(config, seed + 1)
     normaliser = tiny_normaliser()
     probe = Probe((level1.latent_dim, 256, 2), normaliser.position_mean, normaliser.position_std)
@@ -169,11 +166,11 @@ def digest(*values):
 
 
 class Job(NamedTuple):
-    """A training ready to run: what it optimises, and everything that it may change."""
+    """A training ready to run, and everything that it may change."""
 
     fit: Fit
     module: nn.Module  # its weights
-    whole: nn.Module  # the same plus companions (the EMA copy of the distance head)
+    whole: nn.Module  # the same and companions (slow copies)
 
 
 @functools.cache
@@ -184,10 +181,7 @@ def frozen_stores(level1, seed, limit):
 
 
 def make_job(kind, config, folder=None, layouts="fixed"):
-    """`level1`, `pretraining`, `joint`; on a frozen random level 1 the others.
-
-    Those are `refinement` (of its predictors), `level2`, `level3` and `distance`.
-    """
+    """A training by name; those above level 1 see a frozen random one."""
     train, validation = tiny_data(layouts).split(0.2, 0)
     options = {"folder": folder, "precision": config.precision, "seed": config.seed}
     if kind == "joint":

@@ -1,4 +1,4 @@
-"""Tiny pixel data and settings for the tests of the pixel models (not a test module)."""
+"""Tiny data and settings for the tests of the pixel models."""
 
 import gymnasium
 import numpy as np
@@ -40,11 +40,14 @@ TINY = {"device": "cpu", "precision": "fp32"} | dotted({
     **under("reward", hidden=8, layers=1, labels=(20, 40)),
     **under("reward.optim", updates=4, batch=8),
 })  # fmt: skip
-TINY_COMMAND = TINY | {"pixels.jepa.hidden": 16, "pixels.vjepa2.stage1.hidden": 16,
-                       "pixels.reward.labels": "20+40"}  # fmt: skip
+TINY_COMMAND = TINY | {
+    "pixels.jepa.hidden": 16,
+    "pixels.vjepa2.stage1.hidden": 16,
+    "pixels.reward.labels": "20+40",
+}
 """`TINY` as a command line can say it, one `key=value` each."""
 ELSEWHERE = dotted(under("encoder", patch=4, depth=1, temporal_depth=1, mlp_hidden=16))
-"""Small values of settings that act only after the encoder has been changed."""
+"""Small values of settings that act with another encoder."""
 
 
 def tiny_config(**changes):
@@ -63,7 +66,7 @@ def fresh(name, data=SHAPES, seed=0, **changes):
 
 
 def two_stages_model(kind, seed=0, **changes):
-    """A `kind` of module of vjepa2.py (or VJepa2), wider than `tiny_pixels`, that cuts pixels."""
+    """A `kind` of module of vjepa2.py, wider than `tiny_pixels`, that cuts pixels."""
     wide = {"encoder__kind": "cnn", "encoder__latent_dim": 16, "vjepa2__stage1__width": 16,
             "encoder__mlp_dim": 32, "vjepa2__stage2__rollout_steps": 3,
             "vjepa2__stage2__output": "latent"}  # fmt: skip
@@ -72,32 +75,31 @@ def two_stages_model(kind, seed=0, **changes):
 
 
 def random_window(count):
-    """Latents, actions and next latents of windows of six steps, as `WorldModel.loss` takes."""
+    """What `WorldModel.loss` takes: latents, actions, next latents of six steps."""
     z = torch.randn(count, 7, 16, generator=seeded(1))
     return z[:, :-1], torch.randint(ACTIONS, (count, 6), generator=seeded(2)), z[:, 1:]
 
 
 def tiny_transitions(episodes=6, length=10, continuous=False):
-    """A bright square that the action moves by one of four directions, on a dark floor."""
+    """A bright square on a dark floor, moved in one of four directions."""
     generator = seeded(0)
     steps = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]])
-    frames, rows, action, places = [], [], [], []
+    rows, action, places = [], [], []
     for episode in range(episodes):
         place = torch.randint(0, SIDE - 4, (2,), generator=generator)
-        first = len(frames)
-        frames.append(picture(place))
+        first = len(places)
         places.append(place)
         for _ in range(length):
             action.append(int(torch.randint(0, ACTIONS, (1,), generator=generator)))
             place = (place + steps[action[-1]]).clamp(0, SIDE - 4)
-            rows.append((len(frames) - 1, len(frames), first, episode))
-            frames.append(picture(place))
+            rows.append((len(places) - 1, len(places), first, episode))
             places.append(place)
+    frames = torch.stack([*map(picture, places)])
     moves, kind, size = torch.tensor(action), "discrete", ACTIONS
     if continuous:
         moves, kind, size = steps[moves].float() / 2, "continuous", 2
     now, after, origin, episode = torch.tensor(rows).T
-    return Transitions(torch.stack(frames), now, after, origin, moves, torch.zeros(len(now)),
+    return Transitions(frames, now, after, origin, moves, torch.zeros(len(now)),
                        episode, kind, size, STACK, {"environment": "square"},
                        torch.stack(places).float())  # fmt: skip
 
@@ -110,12 +112,12 @@ def picture(place):
     return frame
 
 
-def tiny_batch(rows=8, **options):
-    return tiny_transitions(**options).batch(torch.arange(rows))
+def tiny_batch():
+    return tiny_transitions().batch(torch.arange(8))
 
 
 def collected(**changes):
-    """Settings of ten short episodes of Drift at 16 px; keywords as in `tiny_config`."""
+    """Settings of ten short episodes of Drift at 16 px."""
     small = {"environment__id": "hjepa/Drift-v0", "environment__image_size": 16,
              "environment__max_steps": 12, "environment__stack": 4, "data__episodes": 10,
              "data__transitions": 0}  # fmt: skip
@@ -123,13 +125,13 @@ def collected(**changes):
 
 
 def skilled(**changes):
-    """`collected` by 128 steps of PPO with a small policy, actions repeated twice."""
+    """`collected` by PPO, actions repeated twice."""
     small = {"data__method": "ppo", "data__episodes": 3}
     return collected(**small | {"data__transitions": 240} | changes)
 
 
 class Counting(gymnasium.Env):
-    """Frame k of an episode is k everywhere, its reward is k; ends after `length` steps."""
+    """Frame k of an episode of `length` steps is k everywhere, and so is its reward."""
 
     observation_space = spaces.Box(0, 255, (16, 16, 1), np.uint8)
     action_space = spaces.Discrete(3)
@@ -156,7 +158,7 @@ class Counting(gymnasium.Env):
 
 
 def numbered(lengths, stack=3, skip=0):
-    """Episodes of these lengths whose frames hold the running number of the frame."""
+    """Episodes of these lengths; each frame holds its running number."""
     rows, origin = [], 0
     for episode, length in enumerate(lengths):
         starts = [origin + step * (skip + 1) for step in range(length)]

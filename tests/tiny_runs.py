@@ -1,4 +1,4 @@
-"""What a run is made of: stages, notebooks, results, rows of a study (not a test module)."""
+"""What a run is made of: stages, notebooks, results, rows of a study."""
 
 import os
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CPU = profile("smoke").override("device=cpu,precision=fp32")
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-"""The environment of a git that knows nothing of a hook that may run the tests."""
+"""The environment of a git outside the hook that may run the tests."""
 PARAMETERS = 'profile: str = "laptop"\nrun: str = ""\nseed: int = 0\noverrides: str = ""'
 SEED = """
 import json, os
@@ -36,7 +36,7 @@ def git(folder, *command):
 
 
 def python(code, *arguments, **options):
-    """What this code prints in a process of its own, which ends well."""
+    """What this code prints in a process of its own."""
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def python(code, *arguments, **options):
 
 
 def race(code, *arguments):
-    """Python processes with these arguments, which print "ready" and wait, go on at one time."""
+    """Processes with these arguments print "ready", wait, and go on at one time."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen([sys.executable, "-c", code, *own], **pipes) for own in arguments]
     assert {worker.stdout.readline() for worker in workers} == {"ready\n"}
@@ -52,6 +52,13 @@ def race(code, *arguments):
         worker.stdin.write("\n")
         worker.stdin.flush()
     assert {worker.wait() for worker in workers} == {0}
+
+
+def cut(reports, updates):
+    """A training ends after so many updates."""
+    for _ in range(updates):
+        next(reports)
+    reports.close()
 
 
 class Said(list[str]):
@@ -96,7 +103,7 @@ def cells(path, kind="code"):
 
 
 def printed(path, end="checks passed"):
-    """Text of an executed copy, which said this `end`, and the data of its outputs."""
+    """Text of an executed copy, which has `end`, and the data of its outputs."""
     outputs = [output for cell in cells(path) for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs)
     assert end in text
@@ -108,7 +115,7 @@ def code_of(cell):
 
 
 def code_with(text, chapter):
-    """Source of the one code cell of a notebook, named by its number, that holds this text."""
+    """The one code cell of this chapter that holds this text."""
     (path,) = (ROOT / "notebooks").glob(f"{chapter:02d}_*.ipynb")
     (source,) = (cell.source for cell in cells(path) if text in cell.source)
     return source
@@ -119,7 +126,7 @@ def is_parameters(cell):
 
 
 def execute(path, stop="", **changes):
-    """Run a notebook's code in this process, up to the cell with `stop`; returns its names."""
+    """The names of a notebook whose code has run here, up to the cell with `stop`."""
     names = {}
     for cell in cells(path):
         exec(compile(code_of(cell), path.name, "exec"), names)

@@ -1,4 +1,4 @@
-"""Which other values each setting is tried with, and under which conditions (not a test module)."""
+"""Which other values each setting is tried with, and under which conditions."""
 
 import math
 import re
@@ -35,14 +35,16 @@ SPECIAL = {
 
 
 TOGETHER = [
-    ("level1.encoder", "place"), ("level1.predictor", "local"), ("planning.cost", "graph"),
+    ("level1.encoder", "place"),
+    ("level1.predictor", "local"),
+    ("planning.cost", "graph"),
     ("data.recipe", "navigate"),
-]  # fmt: skip
-"""Values that need each other, see test_local.py, or another world, see test_rooms.py."""
+]
+"""Values that need each other (test_local.py) or another world (test_rooms.py)."""
 
 
 def other_values(leaf, value):
-    """Values to try instead of `value`: every other choice, or one other number."""
+    """Every other choice than `value`, or one other number."""
     allowed = SETTINGS[leaf].allowed
     if leaf in SPECIAL:
         return SPECIAL[leaf]
@@ -62,7 +64,7 @@ def other_values(leaf, value):
 
 
 def turned(condition, on, config):
-    """`config` with the first alternative of the condition met, or with none of them met."""
+    """`config` with the first alternative of a condition met, or none."""
     for option in condition.split(" or ")[: 1 if on else None]:
         for clause in option.split(" and ")[: None if on else 1]:
             if acts(clause, flatten(config)) == on:
@@ -86,7 +88,7 @@ def turned(condition, on, config):
 
 
 def base_of(leaf, base, context):
-    """`base` with what `context`, [(pattern of leaves, overrides)], says of a leaf and it needs."""
+    """`base` with what a leaf needs and `context` says: [(pattern of leaves, overrides)]."""
     for pattern, overrides in context:
         if re.fullmatch(pattern, leaf):
             base = base.override(overrides, strict=False)

@@ -1,4 +1,4 @@
-"""A world like no other here: three channels, no square, three actions (not a test module)."""
+"""A world like no other here: three channels, no square, three actions."""
 
 import torch
 
