@@ -21,17 +21,28 @@ def threads():
 
 
 def test_they_equal_those_one_after_another_also_when_stopped_between(tmp_path):
-    ws, plain = (tiny_workspace(tmp_path / name) for name in ("beside", "plain"))
+    ws, plain = (tiny_workspace(tmp_path, name=name) for name in ("beside", "plain"))
     wanted = ("enc_dec_s0", "decoder_jepa_s0")  # which reads jepa_s0
     work = stages.train(ws, *wanted)
-    next(work)
+    begun = next(work).stage
     work.close()
+    ws.run.reload()
+    assert ws.run.manifest["interrupted"][begun] > 0  # seconds that its stage keeps
     assert "decoder_jepa_s0" in {report.stage for report in stages.train(ws, *wanted)}
     torch.set_num_threads(1)
-    list(stages.train(plain, *wanted))
+    list(stages.train(plain, "jepa_s0", *wanted))  # what is asked for is not taken over
     one, two = (own.run.manifest["stages"] for own in (ws, plain))
     for name in ("enc_dec_s0", "jepa_s0"):
-        assert one[name]["files"] == two[name]["files"]
+        assert one[name]["files"] == two[name]["files"] and "from" not in two[name]
+
+
+def test_an_interrupt_ends_what_a_bar_shows(tmp_path):
+    work = (number for number in range(9))
+    bar = tiny_workspace(tmp_path).progress(work)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in bar:
+            raise KeyboardInterrupt
+    assert next(work, "closed") == "closed"
 
 
 def fail(ws, folder):

@@ -24,17 +24,21 @@ from hjepa_lib.runs.run import Run
 from hjepa_lib.runs.workspace import Workspace
 from hjepa_lib.training.loop import Report
 
+PATIENCE = 5.0  # seconds that a process has to end by itself
+
 
 def beside(ws: Workspace, stages: Sequence[Stage]) -> Iterator[Report]:
-    """Make stages and what they read; yields their reports as they come.
+    """Make stages, as `Workspace.make` does, and what they read; yields reports as they come.
 
-    On a CPU those that do not wait for each other are made at the same time. Whoever stops
-    iterating ends the processes; each stage resumes. RunError for a process that was killed.
+    On a CPU those that do not wait for each other are made at the same time, on one thread each
+    (one that is left alone has all: its last digits differ). Whoever stops iterating ends the
+    processes; each stage resumes. RunError for a process that was killed.
     """
-    missing: dict[str, Stage] = {}
+    asked, missing = {stage.name for stage in stages}, {}
 
     def look(stage: Stage) -> None:
-        if stage.name not in missing and not ws.found(stage):
+        there = ws.done if stage.name in asked else ws.found
+        if stage.name not in missing and not there(stage):
             for other in stage.reads:
                 look(other)
             missing[stage.name] = stage
@@ -48,7 +52,7 @@ def beside(ws: Workspace, stages: Sequence[Stage]) -> Iterator[Report]:
             ready = [one for one in missing.values() if not names & {x.name for x in one.reads}]
             threads = torch.get_num_threads() if ws.device == "cpu" else 1
             if min(threads, len(ready)) > 1:
-                crew = crew or stack.enter_context(_crew(ws, threads))
+                crew = crew or stack.enter_context(_crew(ws, min(threads, len(missing))))
                 yield from _together(crew, ready)
                 ws.run.reload()
             else:
@@ -66,52 +70,55 @@ def _crew(ws: Workspace, size: int) -> Iterator[dict[Connection, BaseProcess]]:
     try:
         for _ in range(size):
             here, there = context.Pipe()
-            given = there, ws.run.path, ws.notebook
-            crew[here] = context.Process(target=_work, args=given, env=env)
-            crew[here].start()
+            options = {"args": (there, ws.run.path, ws.notebook), "env": env, "daemon": True}
+            process = context.Process(target=_work, **options)
+            process.start()
+            crew[here] = process
             there.close()  # so that the end of the process ends the pipe
         yield crew
     finally:
+        for pipe in crew:
+            pipe.close()  # a process ends when it next looks: its stage keeps the seconds spent
         for process in crew.values():
+            process.join(PATIENCE)
             process.terminate()
             process.join()
 
 
 def _together(crew: Iterable[Connection], stages: Sequence[Stage]) -> Iterator[Report]:
     waiting, busy = [*reversed(stages)], set()
-    for pipe in crew:
-        if waiting:
-            pipe.send(waiting.pop())
-            busy.add(pipe)
-    while busy:
-        for pipe in wait(busy):
-            try:
-                found = pipe.recv()
-            except EOFError:
-                raise RunError(
-                    "a process that trained was killed, perhaps for lack of memory; what is done "
-                    "is kept, and OMP_NUM_THREADS=1 trains one after another"
-                ) from None
-            if isinstance(found, Report):
-                yield found
-            elif isinstance(found, Exception):
-                raise found
-            elif waiting:
+    try:
+        for pipe in crew:
+            if waiting:
                 pipe.send(waiting.pop())
-            else:
-                busy.remove(pipe)
+                busy.add(pipe)
+        while busy:
+            for pipe in wait(busy):
+                found = pipe.recv()
+                if isinstance(found, Report):
+                    yield found
+                elif isinstance(found, Exception):
+                    raise found
+                elif waiting:
+                    pipe.send(waiting.pop())
+                else:
+                    busy.remove(pipe)
+    except (EOFError, ConnectionError):
+        raise RunError(
+            "a process that trained was killed, perhaps for lack of memory; what is done is kept, "
+            "and OMP_NUM_THREADS=1 trains one after another"
+        ) from None
 
 
 def _work(pipe: Connection, path: Path, notebook: str) -> None:
     """Make stages of the run at `path` as they come; reports, an error and their end go back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who reads the pipe is asked, and ends this
     machine.set_up(1)
-    ws = Workspace(notebook, Run.at(path))
-    with contextlib.suppress(EOFError, BrokenPipeError):  # whoever reads the pipe is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # who reads the pipe is gone
         while True:
             stage = pipe.recv()
             try:
-                for report in ws.make(stage):
+                for report in Workspace(notebook, Run.at(path)).make(stage):
                     pipe.send(report)
                 pipe.send(None)
             except WorkbookError as error:

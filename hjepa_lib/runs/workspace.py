@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from hjepa_lib.config import GONE, Config, ConfigError, leaves
 from hjepa_lib.config import profile as make_profile
 from hjepa_lib.evaluation import unplayed
 from hjepa_lib.figures import style
-from hjepa_lib.files import WorkbookError, read_json, write_atomic, write_json
+from hjepa_lib.files import WorkbookError, exclusive, read_json, write_atomic, write_json
 from hjepa_lib.runs import machine
 from hjepa_lib.runs.keys import Stage, closure, digest, key
 from hjepa_lib.runs.places import RunError, list_runs, new_name, outputs_root, pretrained_runs
-from hjepa_lib.runs.run import Run
+from hjepa_lib.runs.run import MANIFEST, Run
 from hjepa_lib.training.loop import Fit, Report
 
 
@@ -141,7 +141,8 @@ class Workspace:
         write_json(mark, inputs)
         with self.run.stage(stage.name, stage.folder, inputs[0], **options) as folder:
             yield from stage.make(self, folder) or ()
-        shutil.rmtree(begun, ignore_errors=True)
+        with exclusive(self.run.path / MANIFEST):  # who uploads the run walks through its folders
+            shutil.rmtree(begun, ignore_errors=True)
 
     def obtain(self, stage: Stage) -> Path:
         """Folder of a finished stage: of this run, else taken over, else made now.
@@ -244,5 +245,17 @@ class Workspace:
             display(shown)
 
     def progress(self, work: Iterable, desc: str = "", **options: Any) -> Any:
-        """A tqdm bar over `work`, as text: an executed notebook keeps a single clean line."""
-        return tqdm(work, desc, file=sys.stdout, mininterval=1.0, ncols=100, **options)
+        """A tqdm bar over `work`, as text: an executed notebook keeps a single clean line.
+
+        An interrupt ends `work`, too, though the notebook keeps the bar.
+        """
+        return _Bar(work, desc, file=sys.stdout, mininterval=1.0, ncols=100, **options)
+
+
+class _Bar(tqdm):
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        finally:
+            if isinstance(self.iterable, Generator):
+                self.iterable.close()
