@@ -6,6 +6,7 @@ import re
 from itertools import islice
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import digest
@@ -26,7 +27,7 @@ from hjepa_lib.config import profile
 from hjepa_lib.config.pixels import AuxiliaryConfig, EpochsConfig, RewardConfig
 from hjepa_lib.files import read_json
 from hjepa_lib.models.checkpoint import fingerprint
-from hjepa_lib.pixels import figures, makers, stages, studies, training
+from hjepa_lib.pixels import figures, makers, stages, studies, tables, training
 from hjepa_lib.pixels import measures as met
 from hjepa_lib.pixels.training import (
     HEADS,
@@ -320,13 +321,19 @@ def labelled(outputs):
     return ws, studies.load_labels(ws), data
 
 
-def test_labels_are_counted_for_every_model_head_and_label(labelled):
+def test_labels_are_counted_for_every_model_head_and_label(labelled, tmp_path):
     ws, found, _ = labelled
     cells = {(r["pays"], r["model"], r["head"], r["labels"]) for r in found["rows"]}
     assert len(cells) == 2 * len(studies.STUDIED) * len(HEADS) * 2 == len(found["rows"])
     every = len(studies._labelled(stages.make_transitions(ws).train)[0])
     assert {r["labels"] for r in found["rows"]} == {20, every}  # all that there are, once
     assert all(r["r2"] is not None for r in found["rows"])
+    own = [row | {"learner": row["model"]} for row in found["rows"] if row["model"] == "jepa"]
+    same = studies.score_labels(ws, {"models": ["jepa"]})
+    assert [row | {"model": "jepa"} for row in same] == own
+    pd.DataFrame(same).to_csv(tmp_path / "pixel_labels.csv")
+    (told,) = tables.sections(tmp_path)
+    assert told["sentences"] == [text for text in found["sentences"] if ", jepa, " in text]
     section = read_json(ws.run.path / "sections/25-labels.json")
     assert [*section["lists"].values()] == [found["sentences"]]
 

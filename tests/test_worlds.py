@@ -96,6 +96,7 @@ def test_damaged_trial_files_are_named(tmp_path, monkeypatch):
         r"start must be \(n, 2\)": dict.fromkeys(columns, np.zeros((0, 2))),
         "lies in a wall": {"start": np.full((5, 2), 32.0)},
         "or outside": {"start": columns["start"] * np.nan},
+        "layouts must be 0 or more": {"layout": -columns["layout"]},
     }
     for message, change in wrong.items():
         files.save_npz(path, **{k: v for k, v in (columns | change).items() if v is not None})

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,10 @@ PAYS = ("next state", "present state")
 """What a row is labelled with: its reward, and as control that of the row before."""
 
 
-def label_study(ws: Workspace) -> list[Stage]:
+def label_study(ws: Workspace, models: Sequence[str] = STUDIED) -> list[Stage]:
     """A stage per trained model: reward heads of it, frozen, from ever more labelled rows."""
     made, found = stages.pixel_stages(ws.config), []
-    for number, name in itertools.product(range(ws.config.pixels.seeds), STUDIED):
+    for number, name in itertools.product(range(ws.config.pixels.seeds), models):
         own = stages.name_of(name, number, "labels")
         reads = (made[stages.DATA], made[stages.name_of(name, number)])
         make = partial(make_labels, name=name, number=number)
@@ -54,12 +54,23 @@ def label_study(ws: Workspace) -> list[Stage]:
 
 def load_labels(ws: Workspace) -> dict[str, Any]:
     """`rows` of the study (pays, model, head, labels, seed, r2) and its `sentences`."""
-    made = [read_json(ws.obtain(stage) / "labels.json") for stage in label_study(ws)]
-    rows = [row for one in made for row in one["rows"]]
+    rows = _label_rows(ws, label_study(ws))
     said = label_sentences(rows)
     lists = {"Look-ahead against plain heads, by labels": said}
     leave_section(ws.run, "25-labels", {"title": "Labels that looking ahead saves", "lists": lists})
     return {"rows": rows, "sentences": said}
+
+
+def _label_rows(ws: Workspace, study: list[Stage]) -> list[dict[str, Any]]:
+    made = [read_json(ws.obtain(stage) / "labels.json") for stage in study]
+    return [row for one in made for row in one["rows"]]
+
+
+@made_of(stages.pixel_stages)
+def score_labels(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The study's rows of `settings["models"]`, of an experiment with training seeds of its own."""
+    rows = _label_rows(ws, label_study(ws, settings["models"]))
+    return [row | {"learner": row.pop("model")} for row in rows]
 
 
 def make_labels(ws: Workspace, folder: Path, name: str, number: int) -> Iterator[Report]:

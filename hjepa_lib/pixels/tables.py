@@ -11,6 +11,7 @@ from hjepa_lib.config.pixels import MODELS
 from hjepa_lib.evaluation.statistics import LEAST_SEEDS, number, over_seeds, student
 from hjepa_lib.pixels import compare
 from hjepa_lib.pixels.compare import LABELS, TWINS, ratio_of
+from hjepa_lib.pixels.studies import label_sentences
 
 PLACES = ("paddle x", "ball x", "ball y")
 """What the numbers of Breakout's positions are."""
@@ -37,6 +38,9 @@ def sections(gallery: Path) -> list[Section]:
         rows = pd.read_csv(path, dtype={"noise": str}).sort_values("seed", kind="stable")
         if len(rows):
             said = say(rows) if say else {}
+            if not column:
+                found.append({"title": title, **said})
+                continue
             words = "of one training seed", ""
             if rows.groupby([column, "learner"]).size().max() > 1:
                 words = "mean over training seeds [lowest to highest]", "seeds, if several, and "
@@ -221,11 +225,19 @@ def say_seconds(rows: pd.DataFrame) -> Section:
     return {"sentences": [f"{said}, {within} 10 %."]}
 
 
+# --- labels
+def say_labels(rows: pd.DataFrame) -> Section:
+    """The gains by looking ahead, of as many seeds as a pilot asked for."""
+    rows = rows.assign(model=rows["learner"])
+    return {"sentences": label_sentences(rows.to_dict("records"))}
+
+
 MADE: dict[str, tuple[str, str, Callable[[pd.DataFrame], Section] | None]] = {
     "pixel_worlds": ("Pixels in other worlds", "model", say_worlds),
     "noisy_tv": ("The noisy TV", "noise", say_noise),
     "pixel_seconds": ("The four models at equal seconds", "wish", say_seconds),
     "pixel_ablations": ("JEPA's targets and auxiliary losses", "variant", None),
     "pixel_curves": ("Error against transitions and updates", "point", None),
+    "pixel_labels": ("Labels that looking ahead saves, with the seeds it takes", "", say_labels),
 }
-"""Tables of outputs/gallery: title, the column of their lines, what is said of them."""
+"""Tables of outputs/gallery: title, the column of their lines (none: no table), what they say."""

@@ -25,7 +25,7 @@ from hjepa_lib.files import read_json, write_json
 from hjepa_lib.models.checkpoint import load_part
 from hjepa_lib.planning import GRAPH, METHODS, ONE_STEP, THREE_LEVELS
 from hjepa_lib.planning.agent import Agent
-from hjepa_lib.runs.keys import Stage, core_stages, files_of
+from hjepa_lib.runs.keys import Stage, closure, core_stages, files_of
 from hjepa_lib.runs.places import RunError
 from hjepa_lib.runs.stages import load_data, load_trained
 from hjepa_lib.runs.workspace import Workspace
@@ -116,8 +116,8 @@ def offline(ws: Workspace) -> tuple[list[dict[str, Any]], dict[str, tuple], floa
 
 def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any]:
     """Where a row's numbers come from (I4)."""
-    run, used = ws.run, case.stages
-    data = ws.data_of(core_stages(ws.config)[name] for name in used)
+    run, used, stages = ws.run, case.stages, core_stages(ws.config)
+    data = ws.data_of(stages[name] for name in used)
     names = ("source", "recipe", "transitions", "dynamics", "hash")
     quality = read_json(run.path / "l1" / "quality.json") if case.learned else {}
     row = {
@@ -132,7 +132,9 @@ def _provenance(ws: Workspace, agent: Agent | None, case: Case) -> dict[str, Any
         **dict.fromkeys(("model_transitions_per_step", "latency_single_episode")),
     }
     if used:
-        row["train_seconds"] = sum(run.manifest["stages"][name]["seconds"] for name in used)
+        made = {one.name for name in used for one in closure(stages[name]) if not one.recorded}
+        there = run.manifest["stages"]
+        row["train_seconds"] = sum(there[name]["seconds"] for name in made & there.keys())
     if case.learned:
         above = agent.level3 and agent.level3.model
         parts = {"l1": agent.level1, "distance": agent.distance, "l2": agent.level2, "l3": above}

@@ -23,7 +23,8 @@ WORLD_GROUPS = ("floors", "equal", "policies")  # of the study over worlds, show
 SPREAD = (
     "MFLOP per step: what an episode begins with, such as the graph of its scene, is spread over "
     "the most steps that it may have; planners that are called equal share it. Dijkstra's search "
-    "on it is not counted. A step of a PointMaze is five of its environment."
+    "on it, which sub-goals repeat, is not counted. A step of a PointMaze is five of its "
+    "environment."
 )
 # Of columns by their first word; "" are all others, the planners.
 _ORDER = (

@@ -140,6 +140,8 @@ def read_trials(path: str | Path, world: type[World] = TwoRooms) -> Trials:
         if values.shape != (n, width) or n == 0:
             wanted = f"({n or 'n'}, {width})"
             raise files.FileError(f"{path}: {name} must be {wanted}, got {values.shape}")
+    if (arrays["layout"] < 0).any():
+        raise files.FileError(f"{path}: numbers of layouts must be 0 or more")
     start, goal = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("start", "goal"))
     layout = Layout.of(arrays["layout"])
     _check(path, world(layout), start, goal)
