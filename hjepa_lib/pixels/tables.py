@@ -238,6 +238,6 @@ MADE: dict[str, tuple[str, str, Callable[[pd.DataFrame], Section] | None]] = {
     "pixel_seconds": ("The four models at equal seconds", "wish", say_seconds),
     "pixel_ablations": ("JEPA's targets and auxiliary losses", "variant", None),
     "pixel_curves": ("Error against transitions and updates", "point", None),
-    "pixel_labels": ("Labels that looking ahead saves, with the seeds it takes", "", say_labels),
+    "pixel_labels": ("Labels that looking ahead saves: JEPA, all labelled rows", "", say_labels),
 }
 """Tables of outputs/gallery: title, the column of their lines (none: no table), what they say."""
