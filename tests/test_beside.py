@@ -46,15 +46,18 @@ def test_an_interrupt_ends_what_a_bar_shows(tmp_path):
 
 
 def fail(ws, folder):
-    raise ValueError("of a process")
+    raise ConnectionError(OWN)
 
 
 def die(ws, folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+OWN = "of a stage"
+
+
 @pytest.mark.parametrize(
-    ("make", "error", "said"), [(fail, ValueError, "of a process"), (die, RunError, "was killed")]
+    ("make", "error", "said"), [(fail, ConnectionError, OWN), (die, RunError, "was killed")]
 )
 def test_a_process_that_fails_or_dies_is_told(make, error, said, tmp_path):
     ws = tiny_workspace(tmp_path)

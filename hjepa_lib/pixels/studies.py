@@ -68,8 +68,8 @@ def _label_rows(ws: Workspace, study: list[Stage]) -> list[dict[str, Any]]:
 
 @made_of(stages.pixel_stages)
 def score_labels(ws: Workspace, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The study's rows of `settings["models"]`, of an experiment with training seeds of its own."""
-    rows = _label_rows(ws, label_study(ws, settings["models"]))
+    """The study's rows of `settings["models"]` (default: all), in an experiment of more seeds."""
+    rows = _label_rows(ws, label_study(ws, settings.get("models", STUDIED)))
     return [row | {"learner": row.pop("model")} for row in rows]
 
 

@@ -7,10 +7,11 @@ their time; two of them at once save nearly half.
 import contextlib
 import signal
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from joblib.externals.loky.backend import get_context
@@ -87,22 +88,27 @@ def _crew(ws: Workspace, size: int) -> Iterator[dict[Connection, BaseProcess]]:
 
 def _together(crew: Iterable[Connection], stages: Sequence[Stage]) -> Iterator[Report]:
     waiting, busy = [*reversed(stages)], set()
+    for pipe in crew:
+        if waiting:
+            _through(pipe.send, waiting.pop())
+            busy.add(pipe)
+    while busy:
+        for pipe in wait(busy):
+            found = _through(pipe.recv)
+            if isinstance(found, Report):
+                yield found
+            elif isinstance(found, Exception):
+                raise found
+            elif waiting:
+                _through(pipe.send, waiting.pop())
+            else:
+                busy.remove(pipe)
+
+
+def _through(call: Callable[..., Any], *given: Any) -> Any:
+    """What a pipe brings; RunError where its process is gone."""
     try:
-        for pipe in crew:
-            if waiting:
-                pipe.send(waiting.pop())
-                busy.add(pipe)
-        while busy:
-            for pipe in wait(busy):
-                found = pipe.recv()
-                if isinstance(found, Report):
-                    yield found
-                elif isinstance(found, Exception):
-                    raise found
-                elif waiting:
-                    pipe.send(waiting.pop())
-                else:
-                    busy.remove(pipe)
+        return call(*given)
     except (EOFError, ConnectionError):
         raise RunError(
             "a process that trained was killed, perhaps for lack of memory; what is done is kept, "
