@@ -12,6 +12,8 @@ from hjepa_lib.runs.beside import beside
 from hjepa_lib.runs.keys import Stage
 from hjepa_lib.runs.places import RunError
 
+OWN = "of a stage"
+
 
 @pytest.fixture(autouse=True)
 def threads():
@@ -51,9 +53,6 @@ def fail(ws, folder):
 
 def die(ws, folder):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-OWN = "of a stage"
 
 
 @pytest.mark.parametrize(

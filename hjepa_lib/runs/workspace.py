@@ -137,12 +137,15 @@ class Workspace:
         mark = begun / "inputs.json"  # of others nothing goes on
         inputs = [self.key(stage), *(digest(self.run.manifest["stages"][one]) for one in reads)]
         if mark.is_file() and read_json(mark) != inputs:
-            shutil.rmtree(begun)
+            self._clear(begun)
         write_json(mark, inputs)
         with self.run.stage(stage.name, stage.folder, inputs[0], **options) as folder:
             yield from stage.make(self, folder) or ()
+        self._clear(begun)
+
+    def _clear(self, folder: Path) -> None:
         with exclusive(self.run.path / MANIFEST):  # who uploads the run walks through its folders
-            shutil.rmtree(begun, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def obtain(self, stage: Stage) -> Path:
         """Folder of a finished stage: of this run, else taken over, else made now.
